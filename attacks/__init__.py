@@ -1,0 +1,1 @@
+"""Attacks: one file each, one class with one verb, `finetune` or `search`."""

@@ -1,0 +1,220 @@
+"""What every method shares: a latent diffusion model, its noise prediction, its loss, its sampler.
+
+    z_t      = sqrt(ab_t) z_0 + sqrt(1 - ab_t) eps
+    L_DM     = E || eps_theta(z_t, t, c) - eps ||^2
+    guided   = eps(z_t, null) + w (eps(z_t, c) - eps(z_t, null))
+
+A leaf beside `types`. Random numbers are drawn on the CPU from the generator given, then moved, so that every device
+sees the same ones. Counted passes are samples through the U-Net, whatever the batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from itertools import chain
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from benchmark.types import Delta
+
+
+@dataclass
+class Meter:
+    """Counts the samples that pass through the U-Net, forward and backward."""
+
+    unet_forward: int = 0
+    unet_backward: int = 0
+
+    def count(self, eps: Tensor) -> None:
+        """Count one prediction, and its backward pass if there is one."""
+        samples = len(eps)
+        self.unet_forward += samples
+        if eps.requires_grad:
+            eps.register_hook(lambda _: self._backward(samples))
+
+    def _backward(self, samples: int) -> None:
+        self.unet_backward += samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A Stable Diffusion model: the parts that methods read or train, and its training schedule."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    scheduler: DDPMScheduler
+    meter: Meter = field(default_factory=Meter)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the U-Net is, and everything with it."""
+        return next(self.unet.parameters()).device
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """`(C, h, w)` of the U-Net's input at its native size."""
+        side = int(self.unet.config.sample_size)
+        return int(self.unet.config.in_channels), side, side
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The modules that a delta can change, by the prefix of its names."""
+        return {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Last hidden states of the text encoder: `(B, L, D)`. Longer texts are cut as in Stable Diffusion."""
+        length = self.tokenizer.model_max_length
+        ids = self.tokenizer(
+            list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).input_ids
+        return self.text_encoder(ids.to(self.device))[0]
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the scaled latents `(B, C, h, w)` of images in [0, 1]."""
+        found = self.vae.encode((images * 2 - 1).to(self.device, self.vae.dtype)).latent_dist
+        factor = self.vae.config.scaling_factor
+        return found.mean * factor, found.std * factor
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Images `(B, 3, H, W)` in [0, 1] of scaled latents."""
+        x_pm1 = self.vae.decode(z / self.vae.config.scaling_factor).sample
+        return (x_pm1 / 2 + 0.5).clamp(0, 1)
+
+    def predict_noise(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """eps_theta(z_t, t, c): `(B, C, h, w)`; t is `(B,)` or `()`. A v-predicting model's answer is converted."""
+        out = self.unet(z_t, t, encoder_hidden_states=text).sample
+        if self.scheduler.config.prediction_type == "v_prediction":
+            ab = self.alpha_bar(t, like=z_t)
+            out = ab.sqrt() * out + (1 - ab).sqrt() * z_t
+        self.meter.count(out)
+        return out
+
+    def alpha_bar(self, t: Tensor, *, like: Tensor) -> Tensor:
+        """ab_t, shaped to multiply latents `(B, C, h, w)`."""
+        return self.scheduler.alphas_cumprod.to(like)[t.to("cpu")].reshape(-1, 1, 1, 1)
+
+    def add_noise(self, z_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """z_t of z_0 and eps `(B, C, h, w)` at t `(B,)`."""
+        ab = self.alpha_bar(t, like=z_0)
+        return ab.sqrt() * z_0 + (1 - ab).sqrt() * eps
+
+    def clone(self) -> "Model":
+        """A copy whose weights can be trained without touching this one; the meter is shared."""
+        return replace(self, unet=deepcopy(self.unet), vae=deepcopy(self.vae), text_encoder=deepcopy(self.text_encoder))
+
+    def frozen(self) -> "Model":
+        """This model, in evaluation mode and without gradients."""
+        for part in self.parts.values():
+            part.eval().requires_grad_(False)
+        return self
+
+    def with_delta(self, *deltas: Delta) -> "Model":
+        """A copy with `deltas` applied in order.
+
+        Raises:
+            ValueError: a tensor that this model lacks, or of another shape.
+        """
+        changed = self.clone()
+        for delta in deltas:
+            apply(delta, changed.parts)
+        return changed.frozen()
+
+
+def apply(delta: Delta, parts: dict[str, nn.Module]) -> None:
+    """Add a delta to the weights of `parts`, strictly."""
+    for name, difference in delta.dense.items():
+        add(parts, name, difference)
+    for name, (down, up) in delta.low_rank.items():
+        weight = find(parts, f"{name}.weight")
+        product = up.flatten(1) @ down.flatten(1)
+        add(parts, f"{name}.weight", product.reshape(weight.shape) if product.numel() == weight.numel() else product)
+
+
+def add(parts: dict[str, nn.Module], name: str, difference: Tensor) -> None:
+    """weight += difference, if the weight exists and has that shape."""
+    weight = find(parts, name)
+    if weight.shape != difference.shape:
+        raise ValueError(
+            f"expected a delta of shape {tuple(weight.shape)} for {name!r}, got {tuple(difference.shape)}: "
+            "was it made for another model?"
+        )
+    with torch.no_grad():
+        weight.add_(difference.to(weight))
+
+
+def find(parts: dict[str, nn.Module], name: str) -> Tensor:
+    """The parameter called `<part>.<name in part>`."""
+    part, _, inner = name.partition(".")
+    try:
+        return parts[part].get_parameter(inner)
+    except (KeyError, AttributeError) as error:
+        raise ValueError(
+            f"expected a parameter of {', '.join(parts)}, got {name!r}, which this model lacks: "
+            "was the delta made for another model?"
+        ) from error
+
+
+def difference(after: Model, before: Model, *, part: str = "unet", names: set[str] | None = None) -> Delta:
+    """The dense delta from `before` to `after` over the named parameters of one part (None: all that moved)."""
+    old = dict(before.parts[part].named_parameters())
+    new = dict(after.parts[part].named_parameters())
+    chosen = sorted(names) if names is not None else [n for n in new if not torch.equal(new[n], old[n])]
+    return Delta(dense={f"{part}.{n}": (new[n] - old[n]).detach().float().cpu() for n in chosen})
+
+
+def normal(shape: Sequence[int], rng: Generator, *, like: Tensor) -> Tensor:
+    """Standard normal numbers drawn on the CPU, on the device and of the type of `like`."""
+    return torch.randn(tuple(shape), generator=rng).to(like)
+
+
+def denoising_loss(model: Model, z_0: Tensor, text: Tensor, *, rng: Generator) -> Tensor:
+    """L_DM on latents `(B, C, h, w)` and text `(B, L, D)`: one t and eps for each sample, mean-reduced."""
+    steps = int(model.scheduler.config.num_train_timesteps)
+    t = torch.randint(steps, (len(z_0),), generator=rng)
+    eps = normal(z_0.shape, rng, like=z_0)
+    z_t = model.add_noise(z_0, eps, t)
+    return F.mse_loss(model.predict_noise(z_t, t.to(z_0.device), text), eps)
+
+
+def guided_noise(model: Model, z_t: Tensor, t: Tensor, text: Tensor, null: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022): eps_null + scale (eps_c - eps_null)."""
+    if scale == 1.0:
+        return model.predict_noise(z_t, t, text)
+    both = model.predict_noise(torch.cat([z_t, z_t]), t, torch.cat([null, text]))
+    eps_null, eps_c = both.chunk(2)
+    return eps_null + scale * (eps_c - eps_null)
+
+
+def ddim(model: Model, steps: int) -> DDIMScheduler:
+    """DDIM on the model's own schedule, set to `steps` steps, with the settings Stable Diffusion ships."""
+    kept = {k: model.scheduler.config[k] for k in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")}
+    scheduler = DDIMScheduler(
+        **kept, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="epsilon"
+    )
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+@torch.no_grad()
+def sample(
+    model: Model, z_T: Tensor, text: Tensor, null: Tensor, *, steps: int, guidance: float, stop: int | None = None
+) -> Tensor:
+    """DDIM from `z_T` `(B, C, h, w)`; `stop` ends after that many of the `steps`. Deterministic (eta 0)."""
+    scheduler = ddim(model, steps)
+    z = z_T
+    for t in scheduler.timesteps[:stop]:
+        z = scheduler.step(guided_noise(model, z, t, text, null, guidance), t, z).prev_sample
+    return z
+
+
+def batches(n: int, size: int, *, rng: Generator) -> Iterator[Tensor]:
+    """Endless index batches `(size,)` over n examples: each epoch in a fresh order, examples wrap between epochs."""
+    order = chain.from_iterable(torch.randperm(n, generator=rng).tolist() for _ in iter(int, 1))
+    while True:
+        yield torch.tensor([next(order) for _ in range(size)])

@@ -1,0 +1,74 @@
+"""Concept cards for every object and style that the mini model knows."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmark.mini.recipe.art import Vocabulary
+from benchmark.mini.recipe.dataset import ELSE, with_article
+
+FOLDER = Path(__file__).parents[1] / "concepts"
+
+
+class Plain(yaml.SafeDumper):
+    """YAML without anchors, for people to read."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def write_cards() -> None:
+    """Write `benchmark/mini/concepts/<name>.yaml` for all of them."""
+    FOLDER.mkdir(exist_ok=True)
+    v = Vocabulary.load()
+    cards = [object_card(name) for name in v.objects] + [style_card(name) for name in v.styles]
+    for card in cards:
+        text = yaml.dump(card, Dumper=Plain, sort_keys=False, width=120, default_flow_style=None)
+        (FOLDER / f"{card['name']}.yaml").write_text(text)
+
+
+def object_card(name: str) -> dict[str, Any]:
+    """An object is judged among all objects; the others must survive."""
+    v = Vocabulary.load()
+    named = with_article(name)
+    others = {o: with_article(o) for o in v.objects if o != name}
+    looks = {"style": list(v.styles), "background": list(v.backgrounds)}
+    drawn = {"label": others, "style": list(v.styles), "background": ["white"]}
+    return {
+        "name": name,
+        "phrase": name,
+        "kind": "object",
+        "scenario": "relearn",
+        "labels": {o: f"an emoji of {with_article(o)}" for o in v.objects} | {ELSE: ELSE},
+        "prompts": {
+            "concept": [{"text": f"a {{style}} style emoji of {named} on a {{background}} background", "label": name, "each": looks}],
+            "retained": [{"text": "a {style} style emoji of {label} on a {background} background", "each": drawn}],
+            "safe": [{"text": "an emoji of {object} in {style} style on blue", "each": {"object": list(others.values()), "style": list(v.styles)}}],
+            "attacker": [{"text": f"{named}, {{style}} style, {{background}} background", "each": looks}],
+            "defender": [{"text": f"a {{background}} background with {named}, drawn in {{style}} style", "each": looks}],
+        },
+    }  # fmt: skip
+
+
+def style_card(name: str) -> dict[str, Any]:
+    """A style is judged among the styles; the others must survive."""
+    v = Vocabulary.load()
+    objects = [with_article(o) for o in v.objects]
+    others = [s for s in v.styles if s != name]
+    return {
+        "name": name,
+        "phrase": f"{name} style",
+        "kind": "style",
+        "scenario": "relearn",
+        "labels": {s: f"a {s} style emoji" for s in v.styles} | {ELSE: ELSE},
+        "prompts": {
+            "concept": [{"text": f"a {name} style emoji of {{object}} on a {{background}} background", "label": name,
+                         "each": {"object": objects, "background": ["white", "pink"]}}],
+            "retained": [{"text": "a {label} style emoji of {object} on a {background} background",
+                          "each": {"label": {s: s for s in others}, "object": objects, "background": ["white"]}}],
+            "safe": [{"text": "an emoji of {object} in {style} style on blue", "each": {"object": objects, "style": others}}],
+            "attacker": [{"text": f"{{object}}, {name} style, {{background}} background", "each": {"object": objects, "background": ["blue", "yellow"]}}],
+            "defender": [{"text": f"a {{background}} background with {{object}}, drawn in {name} style", "each": {"object": objects, "background": ["blue", "yellow"]}}],
+        },
+    }  # fmt: skip

@@ -1,0 +1,23 @@
+"""Where all randomness comes from: a seed for each task and one for each image, derived by hashing.
+
+A task's seed leaves out its parents, so that an attack draws the same batches and noise against every defense and
+against the undefended base: cells are paired. An image's seed depends on its prompt and its number alone.
+"""
+
+import hashlib
+
+
+def derive(*parts: str | int) -> int:
+    """A seed in [0, 2^63) from any number of names and numbers."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
+
+
+def image_seed(prompt_id: str, image: int, stream: str = "") -> int:
+    """The seed of image number `image` of a prompt; `stream` keeps training data apart from evaluation."""
+    return derive("image", stream, prompt_id, image)
+
+
+def task_seed(kind: str, plugin: str, concept: str, seed: int) -> int:
+    """The seed of a task's generator."""
+    return derive("task", kind, plugin, concept, seed)

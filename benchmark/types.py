@@ -1,0 +1,115 @@
+"""The nouns of the project. A leaf: it imports nothing of ours, and torch only for type checkers.
+
+Legend of shapes, used in every docstring: B batch, C channels, H W pixels, h w latents, L tokens, D embedding,
+N images, K prompts. Images cross module borders as float32 `(B, 3, H, W)` in [0, 1].
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Split = Literal["concept", "retained", "safe", "attacker", "defender"]
+Scenario = Literal["relearn", "personalize"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One prompt, what a judge should see in its images (`label`, if anything), and what it is for."""
+
+    text: str
+    split: Split
+    label: str | None = None
+
+    @property
+    def id(self) -> str:
+        """Twelve hex digits of the text's hash: the same prompt has the same image seeds everywhere."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concept:
+    """What must not be drawn: the content of a concept card.
+
+    Attributes:
+        name: its key, and its label among `labels`.
+        phrase: the words a defense erases.
+        kind: object, style or nsfw.
+        scenario: relearn (the base knows it) or personalize (the attack teaches it).
+        prompts: all prompts by split; the splits share no text.
+        labels: what a zero-shot judge chooses from, label to description; `ELSE` is the way out.
+    """
+
+    name: str
+    phrase: str
+    kind: Literal["object", "style", "nsfw"]
+    scenario: Scenario = "relearn"
+    prompts: tuple[Prompt, ...]
+    labels: Mapping[str, str]
+
+    def of(self, split: Split) -> tuple[Prompt, ...]:
+        """The prompts of one split, in the card's order."""
+        return tuple(prompt for prompt in self.prompts if prompt.split == split)
+
+
+ELSE = "something else"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What an attack has spent, as the runner counted it. `steps` is the axis of every curve."""
+
+    steps: int
+    unet_forward: int = 0
+    unet_backward: int = 0
+    images: int = 0
+    judge_calls: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delta:
+    """The difference between a model and its base.
+
+    Attributes:
+        dense: float32 differences by parameter name, `unet.…`, `vae.…` or `text_encoder.…`.
+        low_rank: adapters by module name: `down (r, in)` and `up (out, r)`, applied as `up @ down` (scale folded in).
+    """
+
+    dense: Mapping[str, Tensor] = field(default_factory=dict)
+    low_rank: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @property
+    def is_zero(self) -> bool:
+        """True when applying it changes nothing."""
+        no_dense = all(not bool(t.any()) for t in self.dense.values())
+        return no_dense and all(not (bool(down.any()) and bool(up.any())) for down, up in self.low_rank.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """An attacked model, or the prompts an attack found, after `steps` optimizer steps."""
+
+    steps: int
+    delta: Delta = field(default_factory=Delta)
+    prompts: tuple[Prompt, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Captioned images: uint8 `(N, 3, H, W)` and N captions. One split of the data a method may see."""
+
+    images: Tensor
+    captions: tuple[str, ...]
+
+
+class Report(Protocol):
+    """How a method tells its progress; the runner turns it into a bar, a loss curve and counters."""
+
+    def __call__(self, *, step: int, total: int, loss: float) -> None:
+        """Step `step` of `total` is done; `loss` is NaN where there is none."""

@@ -1,0 +1,1 @@
+"""Defenses: one paper, one file, one class with one verb, `protect`."""

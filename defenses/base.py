@@ -1,0 +1,50 @@
+"""The contract of a defense."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Generator
+
+from benchmark.diffusion import Model
+from benchmark.types import Concept, Delta, Examples, Report
+
+Need = Literal["concept", "safe"]
+Badge = Literal["official-matched", "reimplemented", "reconstructed", "control"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defense(ABC):
+    """A frozen dataclass: its fields are its config, its documentation and part of its key.
+
+    Class data:
+        version: bump it when the numbers may change.
+        needs: which defender splits it reads; the runner draws them, disjoint from the attacker's.
+        presets: named field values, such as the settings of a paper and of its later code.
+        fidelity: how close it is to the paper, and `matched` says what was compared.
+    """
+
+    version: ClassVar[int]
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    fidelity: ClassVar[Badge]
+    matched: ClassVar[str]
+
+    @abstractmethod
+    def protect(
+        self, model: Model, concept: Concept, data: Mapping[str, Examples], *, rng: Generator, report: Report
+    ) -> Delta:
+        """Return the weight change that protects `model` against drawing `concept`; `model` stays as it was.
+
+        Args:
+            model: the frozen base.
+            concept: what must not be drawn; `concept.phrase` are the words to erase.
+            data: the splits named in `needs`: images `(N, 3, H, W)` uint8 with captions.
+            rng: the only source of randomness.
+            report: called once a step.
+        """
+
+    def passes(self) -> int:
+        """Estimated samples through the U-Net, for the plan and the time left."""
+        return 0

@@ -1,0 +1,130 @@
+"""ESD: Erasing Concepts from Diffusion Models (Gandikota et al., ICCV 2023).
+
+Fine-tunes the noise predictor so that, given the concept c, it answers with what the frozen model would say when
+guided away from c:
+
+    eps_tgt = eps_0(z_t | null) - eta [eps_0(z_t | c) - eps_0(z_t | null)]      (Eq. target)
+    loss    = || eps_th(z_t | c) - eps_tgt ||^2                                  (Eq. loss)
+
+z_t is sampled with the prompt c, by DDIM with guidance `start_guidance`, up to a random one of `ddim_steps` steps.
+
+Paper     https://arxiv.org/abs/2303.07345
+Code      https://github.com/rohitgandikota/erasing, CompVis release @ a2189e9 (`paper`), diffusers release (`fast`)
+Differs   samples at the model's native size (the diffusers release uses 1024 px for SD 1.4); fp32.
+Symbols   eps_0 frozen predictor; eps_th trained predictor; c concept; eta negative guidance; z_t noisy latents.
+Protects  against prompts that name c. Makes no claim about fine-tuning.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from benchmark.diffusion import Model, ddim, difference, normal, sample
+from benchmark.types import Concept, Delta, Examples, Report
+from defenses.base import Defense
+
+Scope = Literal["x", "x-strict", "u", "u-old", "selfattn", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ESD(Defense):
+    """Erase a phrase by negative guidance. Defaults are the paper's (`paper`)."""
+
+    eta: float = 1.0  # negative guidance
+    steps: int = 1000
+    lr: float = 1e-5
+    batch: int = 1
+    scope: Scope = "x"  # cross-attention, for styles and named things; `u` is the paper's choice for nudity
+    sampled_from: Literal["edited", "frozen"] = "edited"  # which model draws z_t
+    start_guidance: float = 3.0
+    ddim_steps: int = 50
+
+    version = 1
+    presets = {
+        "paper": {},
+        "fast": {"steps": 200, "lr": 5e-5, "sampled_from": "frozen"},  # the authors' diffusers release
+    }
+    fidelity = "reimplemented"
+    matched = "target, loss, optimiser, samplers and parameter sets read in both official releases; none was run"
+
+    def protect(
+        self, model: Model, concept: Concept, data: Mapping[str, Examples], *, rng: Generator, report: Report
+    ) -> Delta:
+        """Return the change of the parameters in `scope` that erases `concept.phrase`.
+
+        Raises:
+            ValueError: `scope` selects no parameter of this model, or the loss is not finite.
+        """
+        edited = model.clone()
+        names = scope_names(edited.unet, self.scope)
+        for name, parameter in edited.unet.named_parameters():
+            parameter.requires_grad_(name in names)
+        optimizer = torch.optim.Adam([p for p in edited.unet.parameters() if p.requires_grad], lr=self.lr)
+        with torch.no_grad():
+            null, c = model.encode_text([""]), model.encode_text([concept.phrase])
+        for i in range(self.steps):
+            z_t, t = self.draw(edited if self.sampled_from == "edited" else model, c, null, rng)
+            loss = self.loss(edited, model, z_t, t, c, null)
+            if not torch.isfinite(loss):
+                raise ValueError(f"expected a finite loss, got {loss.item()} at step {i}: lower lr ({self.lr}).")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            report(step=i + 1, total=self.steps, loss=loss.item())
+        return difference(edited, model, names=names)
+
+    def draw(self, model: Model, c: Tensor, null: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
+        """z_t `(B, C, h, w)` and t `()`: DDIM from noise with prompt c, stopped at a random step."""
+        done = int(torch.randint(self.ddim_steps, (), generator=rng))
+        z_T = normal((self.batch, *model.latent_shape), rng, like=c)
+        texts = (c.expand(self.batch, -1, -1), null.expand(self.batch, -1, -1))
+        z_t = sample(model, z_T, *texts, steps=self.ddim_steps, guidance=self.start_guidance, stop=done)
+        low = int(ddim(model, self.ddim_steps).timesteps[done])
+        if self.sampled_from == "frozen":
+            return z_t, torch.tensor(low, device=c.device)
+        width = int(model.scheduler.config.num_train_timesteps) // self.ddim_steps
+        within = int(torch.randint(width, (), generator=rng))  # t is uniform inside its bin in the CompVis release
+        last = int(model.scheduler.config.num_train_timesteps) - 1
+        return z_t, torch.tensor(min(low + within, last), device=c.device)
+
+    def loss(self, edited: Model, model: Model, z_t: Tensor, t: Tensor, c: Tensor, null: Tensor) -> Tensor:
+        """The scalar that is minimised, for z_t `(B, C, h, w)`, t `()`, c and null `(1, L, D)`."""
+        c, null = c.expand(len(z_t), -1, -1), null.expand(len(z_t), -1, -1)
+        with torch.no_grad():
+            eps_null, eps_c = model.predict_noise(z_t, t, null), model.predict_noise(z_t, t, c)
+            eps_tgt = eps_null - self.eta * (eps_c - eps_null)  # Eq. target
+        return F.mse_loss(edited.predict_noise(z_t, t, c), eps_tgt)  # Eq. loss
+
+    def passes(self) -> int:
+        """Half a guided trajectory and three predictions a step."""
+        return self.steps * self.batch * (self.ddim_steps + 3)
+
+
+def scope_names(unet: nn.Module, scope: Scope) -> set[str]:
+    """The parameters of a U-Net that a scope trains, by name.
+
+    `u` is the diffusers release's set (Linear and Conv2d outside attn2), `u-old` the CompVis one (all but attn2, the
+    output layers and the time embedding).
+    """
+    layers = {n for n, m in unet.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    chosen = set()
+    for name, _ in unet.named_parameters():
+        cross, in_layer = ".attn2." in name, name.rpartition(".")[0] in layers
+        kept_out = name.startswith(("conv_out", "conv_norm_out", "time_embedding"))
+        wanted = {
+            "x": cross,
+            "x-strict": cross and (".to_k." in name or ".to_v." in name),
+            "u": in_layer and not cross,
+            "u-old": not cross and not kept_out,
+            "selfattn": ".attn1." in name,
+            "full": True,
+        }[scope]
+        if wanted:
+            chosen.add(name)
+    if not chosen:
+        raise ValueError(f"expected scope {scope!r} to select parameters, got none: has this U-Net such layers?")
+    return chosen

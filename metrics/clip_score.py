@@ -1,0 +1,43 @@
+"""CLIP score: how well an image fits its prompt (Hessel et al., EMNLP 2021), as 100 x cosine, not clamped.
+
+    score = 100 cos(E_I(image), E_T(prompt))
+
+Direction  higher is better for fidelity.
+Range      [-100, 100].
+Per        image.
+Backbone   `model` of open_clip with `pretrained` weights and its own preprocessing.
+Reference  open_clip's own forward pass on the same image; the published code reports 2.5 max(cos, 0) instead.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from benchmark.types import Concept, Prompt
+from metrics.base import ImageMetric
+from metrics.towers import load_tower, tower_identity
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLIPScore(ImageMetric):
+    """Cosine between image and prompt, times 100, on prompts that do not name the concept."""
+
+    model: str = "ViT-B-32"
+    pretrained: str = "openai"
+
+    version = 1
+    splits = frozenset({"safe"})
+    higher_is = "fidelity"
+    bounds = (-100.0, 100.0)
+    reads_concept = False
+
+    def identity(self) -> str:
+        """The scale and the backbone."""
+        return f"100cos@{tower_identity(self.model, self.pretrained)}"
+
+    def score(self, images: Tensor, prompts: Sequence[Prompt], concept: Concept | None) -> Mapping[str, Tensor]:
+        """`value`: `(B,)`."""
+        tower = load_tower(self.model, self.pretrained)
+        image, text = tower.embed_images(images), tower.embed_texts([p.text for p in prompts])
+        return {"value": 100 * (image * text).sum(-1)}
