@@ -7,6 +7,7 @@ import platform
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -109,6 +110,21 @@ def checks() -> list[dict[str, Any]]:
     for kind in KINDS.values():
         found += [check(f"{kind} {name}", partial(class_name, kind, name)) for name in registry.names(kind)]
     return found
+
+
+def mini_checks(grid: Path | None) -> list[dict[str, Any]]:
+    """The embedded model against its bar: the second opinion on 256 prompts with fresh seeds, and the time for 64."""
+    from benchmark.mini.measure import BAR, measure
+
+    found = measure(lambda *, step, total, loss: None, grid=grid)
+    return [
+        {
+            "name": f"{name}, bar {bar}",
+            "ok": found[name] <= bar if "seconds" in name else found[name] >= bar,
+            "found": found[name],
+        }
+        for name, bar in BAR.items()
+    ]
 
 
 def class_name(kind: registry.PluginKind, name: str) -> str:

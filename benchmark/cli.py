@@ -190,11 +190,15 @@ def show(name: str, as_json: Json = False) -> None:
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
-    """Check this installation: versions, device, the embedded model, every plug-in."""
+def doctor(
+    as_json: Json = False,
+    mini: Annotated[bool, typer.Option("--mini", help="Measure the embedded model against its bar; a minute.")] = False,
+    grid: Annotated[Path | None, typer.Option(help="With --mini: keep a picture of the images.")] = None,
+) -> None:
+    """Check this installation: versions, device, every plug-in, and with --mini the embedded model's bar."""
     from benchmark import catalog
 
-    checks = catalog.checks()
+    checks = catalog.mini_checks(grid) if mini else catalog.checks()
     if as_json:
         out.print_json(json.dumps(checks))
     else:

@@ -145,5 +145,5 @@ def test_keys_are_pinned() -> None:
     """Golden: if this fails, every stored result is lost to its user; bump SCHEMA or a version on purpose instead."""
     drawn = task(kind="generate", plugin="sampler", prompts=(Prompt(text="a cat", split="safe"),))
 
-    assert task().key == "PINNED_A"
-    assert drawn.key == "PINNED_B"
+    assert task().key == "defend/esd-lr=0.01-steps=2-46d278f9836684b946b3ff6dc10ff799"
+    assert drawn.key == "generate/sampler-lr=0.01-steps=2-eeffdb076416e3336fa9441e2404951f"

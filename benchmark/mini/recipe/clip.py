@@ -45,7 +45,7 @@ TOWERS: dict[str, dict[str, Any]] = {
         "text_cfg": {"context_length": TOKENS, "width": 128, "heads": 2, "layers": 2},
     },
 }
-LABELS: dict[str, dict[str | None, str]] = {  # what a zero-shot judge will be asked, as the concept cards say it
+LABELS: dict[str, dict[str, str]] = {  # what a zero-shot judge will be asked, as the concept cards say it
     "object": {o: f"an emoji of {with_article(o)}" for o in Vocabulary.load().objects} | {ELSE: ELSE},
     "style": {s: f"a {s} style emoji" for s in Vocabulary.load().styles} | {ELSE: ELSE},
     "background": {b: f"an emoji on a {b} background" for b in Vocabulary.load().backgrounds},

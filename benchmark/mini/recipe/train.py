@@ -17,6 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from benchmark.mini import WEIGHTS
 from benchmark.mini.recipe.art import fetch
 from benchmark.mini.recipe.autoencoder import train_autoencoder
+from benchmark.mini.recipe.calibrate import calibrate
 from benchmark.mini.recipe.cards import write_cards
 from benchmark.mini.recipe.clip import train_judge, train_text_encoder
 from benchmark.mini.recipe.dataset import Art
@@ -70,6 +71,9 @@ STAGES: dict[str, Callable[[Path], None]] = {
 }
 
 
+LAST = ("cards", "install", "calibrate")
+
+
 def install(build: Path, target: Path = WEIGHTS) -> None:
     """Copy the finished models in half precision to where the package looks for them, with their loss logs."""
     shutil.rmtree(target, ignore_errors=True)
@@ -107,17 +111,19 @@ def main() -> None:
     """Run the stages that have no result yet, or those that are named, then install."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", type=Path, default=Path("build/mini"))
-    parser.add_argument("--stage", choices=[*STAGES, "cards", "install"], action="append")
+    parser.add_argument("--stage", choices=[*STAGES, *LAST], action="append")
     parser.add_argument("--threads", type=int, default=0)
     asked = parser.parse_args()
     if asked.threads:
         torch.set_num_threads(asked.threads)
     fetch(asked.build / "art")
-    for name in asked.stage or [*STAGES, "cards", "install"]:
+    for name in asked.stage or [*STAGES, *LAST]:
         if name == "cards":
             write_cards()
         elif name == "install":
             install(asked.build)
+        elif name == "calibrate":
+            calibrate(asked.build / "art")
         elif not (asked.build / name).exists():
             STAGES[name](asked.build)
 

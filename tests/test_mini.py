@@ -1,0 +1,51 @@
+"""The embedded model: the format that diffusers loads, its size, its bar, its judges' calibration."""
+
+import json
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from benchmark.mini import WEIGHTS
+from benchmark.mini.measure import BAR, measure
+
+
+def silent(*, step: int, total: int, loss: float) -> None:
+    """A report that nobody reads."""
+
+
+def test_weights_are_small_safetensors() -> None:
+    files = [file for file in WEIGHTS.rglob("*") if file.is_file()]
+
+    assert sum(file.stat().st_size for file in files) < 40e6
+    assert not [file for file in files if file.suffix in (".bin", ".pt", ".ckpt", ".pkl")]
+
+
+def test_diffusers_loads_and_draws() -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS / "pipeline", torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+
+    images = pipe("an emoji of a cat", num_inference_steps=2, output_type="pt").images
+
+    assert images.shape == (1, 3, 64, 64)
+
+
+@pytest.mark.parametrize("judge", ["judge", "second"])
+def test_judges_are_calibrated(judge: str) -> None:
+    """At most 2 % false positives, over all concepts, on pictures of something else."""
+    card = json.loads((WEIGHTS / judge / "calibration.json").read_text())["concepts"]
+
+    for kind in ("false_positive_known", "false_positive_unknown", "false_positive_broken"):
+        rates = [row[kind] for row in card.values()]
+        assert sum(rates) / len(rates) <= 0.02, kind
+    right = [row["true_positive_decoded"] for row in card.values()]
+    assert sum(right) / len(right) >= 0.85
+
+
+@pytest.mark.slow
+def test_the_second_opinion_sees_what_was_asked_for() -> None:
+    """The bar; the time is measured by `titer doctor --mini`, not asserted."""
+    found = measure(silent)
+
+    assert found["object"] >= BAR["object"]
+    assert found["style"] >= BAR["style"]
