@@ -77,7 +77,7 @@ def load(folder: Path, *, device: str = "cpu") -> "Model":
 
     pipe = StableDiffusionPipeline.from_pretrained(
         folder,
-        torch_dtype=torch.float32,
+        dtype=torch.float32,
         safety_checker=None,
         feature_extractor=None,
         image_encoder=None,

@@ -22,7 +22,7 @@ def test_weights_are_small_safetensors() -> None:
 
 
 def test_diffusers_loads_and_draws() -> None:
-    pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS / "pipeline", torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS / "pipeline", dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
 
     images = pipe("an emoji of a cat", num_inference_steps=2, output_type="pt").images

@@ -12,7 +12,7 @@ from benchmark.mini.recipe.dataset import Art, Label, as_tensor, caption, every_
 from benchmark.mini.recipe.loop import train
 from benchmark.mini.recipe.pool import SCHEDULE
 
-BATCH, STEPS, LR = 64, 3000, 1.2e-3
+BATCH, STEPS, LR = 64, 3600, 1.2e-3
 CAPTIONS_EACH = 10  # caption variants of every combination, encoded once
 SNR_CAP = 5.0  # min-SNR weighting (Hang et al., ICCV 2023): weighs timesteps alike, which short training needs
 
