@@ -32,14 +32,13 @@ def test_diffusers_loads_and_draws() -> None:
 
 @pytest.mark.parametrize("judge", ["judge", "second"])
 def test_judges_are_calibrated(judge: str) -> None:
-    """At most 2 % false positives, over all concepts, on pictures of something else."""
+    """At most 2 % false positives: for every concept on renders of other known ones and on empty pictures."""
     card = json.loads((WEIGHTS / judge / "calibration.json").read_text())["concepts"]
 
-    for kind in ("false_positive_known", "false_positive_unknown", "false_positive_broken"):
-        rates = [row[kind] for row in card.values()]
-        assert sum(rates) / len(rates) <= 0.02, kind
-    right = [row["true_positive_decoded"] for row in card.values()]
-    assert sum(right) / len(right) >= 0.85
+    for name, row in card.items():
+        assert row["false_positive_known"] <= 0.02, name
+        assert row["false_positive_empty"] <= 0.02, name
+        assert row["true_positive_drawn"] >= 0.85, name
 
 
 @pytest.mark.slow

@@ -1,14 +1,14 @@
 """A calibration card for each judge: how often it is right on held-out pictures, and sees what is not there.
 
-true_positive      held-out renders of the concept, as drawn and through the autoencoder
-false: objects     renders of the other known objects (or styles)
-false: unknown     renders of emoji that no judge was trained on
-false: broken      blank, noisy, shredded, blended pictures and sampling runs of the mini model stopped half way
+true_positive_drawn, _decoded   held-out renders of the concept, as drawn and through the autoencoder
+false_positive_known            renders of the other known objects (or styles)
+false_positive_unknown          renders of emoji that no judge was trained on
+false_positive_empty            blank and noisy pictures, and sampling runs of the mini model stopped half way
+false_positive_mixed            shredded pictures and blends of two, whose colours and strokes are real
 """
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from benchmark.mini import WEIGHTS
 from benchmark.mini.recipe.dataset import Art, Label, as_tensor, every_label
 from benchmark.mini.recipe.pool import broken_images, through
 from benchmark.models import load
-from benchmark.types import ELSE, Concept
+from benchmark.types import Concept
 from metrics.presence import Presence
 
 SEED = 777
@@ -34,14 +34,22 @@ def calibrate(art_folder: Path, weights: Path = WEIGHTS) -> None:
     labels = every_label()
     drawn = as_tensor([art.image(label, rng) for label in labels])
     decoded = torch.cat([through(model.vae, part, 0, noise) for part in drawn.split(64)])
-    unknown, kinds = zip(*(art.other_image(rng) for _ in range(400)), strict=True)
-    broken = torch.cat([broken_images(decoded, model.vae, rng, noise, n=300), stopped(model, labels)])
+    strangers, kinds = zip(*(art.other_image(rng) for _ in range(400)), strict=True)
+    broken = broken_images(decoded, model.vae, rng, noise, n=300)
+    images = {
+        "drawn": drawn,
+        "decoded": decoded,
+        "unknown": as_tensor(list(strangers)),
+        "empty": torch.cat([broken[:120], broken[240:], stopped(model, labels)]),
+        "mixed": broken[120:240],
+    }
     for judge in ("judge", "second"):
         method = Presence(model=f"mini:{judge}")
-        card = {
-            name: rates(method, load_concept(name), (drawn, decoded), labels, (as_tensor(list(unknown)), kinds), broken)
-            for name in cards()
-        }
+        seen: dict[str, dict[str, Tensor]] = {}
+        for concept in (load_concept(name) for name in cards()):
+            if concept.kind not in seen:
+                seen[concept.kind] = {name: method.probabilities(x, concept) for name, x in images.items()}
+        card = {name: rates(load_concept(name), seen, labels, list(kinds), method.threshold) for name in cards()}
         text = json.dumps({"identity": method.identity(), "concepts": card}, indent=1)
         (weights / judge / "calibration.json").write_text(text + "\n")
 
@@ -59,29 +67,24 @@ def stopped(model: Model, labels: list[Label], count: int = 128) -> Tensor:
 
 
 def rates(
-    method: Presence,
     concept: Concept,
-    renders: tuple[Tensor, Tensor],
+    seen: dict[str, dict[str, Tensor]],
     labels: list[Label],
-    unknown: tuple[Tensor, Any],
-    broken: Tensor,
+    kinds: list[Label],
+    threshold: float,
 ) -> dict[str, float]:
-    """True and false positive rates of one concept."""
-    part, at = concept.kind, list(concept.labels).index(concept.name)
-
-    def seen(images: Tensor) -> Tensor:
-        return method.probabilities(images, concept)[:, at] >= method.threshold
-
-    present = torch.tensor([getattr(label, part) == concept.name for label in labels])
-    drawn, decoded = (seen(images) for images in renders)
-    strangers = torch.tensor([getattr(kind, part) != concept.name for kind in unknown[1]])
-    assert ELSE in concept.labels
+    """True and false positive rates of one concept, from the judge's probabilities on each set of images."""
+    at = list(concept.labels).index(concept.name)
+    hits = {name: p[:, at] >= threshold for name, p in seen[concept.kind].items()}
+    present = torch.tensor([getattr(label, concept.kind) == concept.name for label in labels])
+    others = torch.tensor([getattr(kind, concept.kind) != concept.name for kind in kinds])
     return {
-        "true_positive_drawn": share(drawn[present]),
-        "true_positive_decoded": share(decoded[present]),
-        "false_positive_known": share(torch.cat([drawn[~present], decoded[~present]])),
-        "false_positive_unknown": share(seen(unknown[0])[strangers]),
-        "false_positive_broken": share(seen(broken)),
+        "true_positive_drawn": share(hits["drawn"][present]),
+        "true_positive_decoded": share(hits["decoded"][present]),
+        "false_positive_known": share(torch.cat([hits["drawn"][~present], hits["decoded"][~present]])),
+        "false_positive_unknown": share(hits["unknown"][others]),
+        "false_positive_empty": share(hits["empty"]),
+        "false_positive_mixed": share(hits["mixed"]),
     }
 
 
