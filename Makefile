@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow smoke check mini-model clean
+.PHONY: demo test slow smoke check measure mini-model clean
 
 demo: $(VENV)/.run
 	$(BIN)/titer run demo
@@ -24,7 +24,7 @@ check: $(VENV)/.test
 
 # The bar of the embedded model: the second opinion on 256 prompts with fresh seeds, and seconds for 64 images.
 measure: $(VENV)/.run
-	$(BIN)/python -m benchmark.mini.measure
+	$(BIN)/titer doctor --mini --grid docs/mini.png
 
 # Retrain the embedded model; needs npm for the art.
 mini-model: $(VENV)/.test

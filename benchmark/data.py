@@ -2,6 +2,7 @@
 
     name: cat                     # its label
     phrase: cat                   # what a defense erases
+    wordings: [an emoji of a cat] # other ways to ask for it, for defenses that erase several
     kind: object
     scenario: relearn
     labels: {cat: an emoji of a cat, dog: an emoji of a dog, something else: something else}
@@ -46,6 +47,7 @@ class Card(BaseModel):
     kind: Literal["object", "style", "nsfw"]
     scenario: Literal["relearn", "personalize"] = "relearn"
     labels: dict[str, str] = Field(min_length=2)
+    wordings: tuple[str, ...] = ()
     prompts: dict[Split, list[Group]]
 
 
@@ -100,6 +102,9 @@ def check(path: Path, card: Card, prompts: tuple[Prompt, ...]) -> None:
     if card.name not in card.labels or not by_split.get("concept"):
         raise DataError(f"expected prompts for the split 'concept' and the label {card.name!r} in {path}: add them.")
     training, judged = ("attacker", "defender"), ("concept", "retained", "safe")
+    evaluated = set().union(*(by_split.get(split, set()) for split in judged))
+    if evaluated & set(card.wordings):
+        raise DataError(f"expected wordings that are no evaluation prompt in {path}, got some that are: change them.")
     pairs = [("attacker", "defender"), *product(training, judged)]
     for a, b in pairs:
         shared = by_split.get(a, set()) & by_split.get(b, set())

@@ -73,7 +73,7 @@ class Task:
         if self.concept is None:
             return None
         c = self.concept
-        return [c.name, c.phrase, c.kind, c.scenario, sorted(c.labels.items())]
+        return [c.name, c.phrase, c.kind, c.scenario, sorted(c.labels.items()), list(c.wordings)]
 
     def _short(self) -> str:
         """The concept and up to three scalar fields, for people who read the store."""

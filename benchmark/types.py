@@ -39,6 +39,7 @@ class Concept:
     Attributes:
         name: its key, and its label among `labels`.
         phrase: the words a defense erases.
+        wordings: other ways to ask for it that a defender may erase too; no evaluation prompt is among them.
         kind: object, style or nsfw.
         scenario: relearn (the base knows it) or personalize (the attack teaches it).
         prompts: all prompts by split; the splits share no text.
@@ -51,6 +52,7 @@ class Concept:
     scenario: Scenario = "relearn"
     prompts: tuple[Prompt, ...]
     labels: Mapping[str, str]
+    wordings: tuple[str, ...] = ()
 
     def of(self, split: Split) -> tuple[Prompt, ...]:
         """The prompts of one split, in the card's order."""

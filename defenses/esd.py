@@ -41,6 +41,7 @@ class ESD(Defense):
     scope: Scope = "x"  # cross-attention, for styles and named things; `u` is the paper's choice for nudity
     sampled_from: Literal["edited", "frozen"] = "edited"  # which model draws z_t
     start_guidance: float = 3.0
+    erase: Literal["phrase", "wordings"] = "phrase"  # wordings: one of the card's a step, as the release's alt_esd
     ddim_steps: int = 50
 
     version = 1
@@ -64,9 +65,12 @@ class ESD(Defense):
         for name, parameter in edited.unet.named_parameters():
             parameter.requires_grad_(name in names)
         optimizer = torch.optim.Adam([p for p in edited.unet.parameters() if p.requires_grad], lr=self.lr)
+        wordings = (concept.phrase, *(concept.wordings if self.erase == "wordings" else ()))
         with torch.no_grad():
-            null, c = model.encode_text([""]), model.encode_text([concept.phrase])
+            null, texts = model.encode_text([""]), model.encode_text(wordings)
         for i in range(self.steps):
+            chosen = int(torch.randint(len(texts), (), generator=rng))
+            c = texts[chosen : chosen + 1]
             z_t, t = self.draw(edited if self.sampled_from == "edited" else model, c, null, rng)
             loss = self.loss(edited, model, z_t, t, c, null)
             if not torch.isfinite(loss):

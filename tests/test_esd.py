@@ -134,3 +134,15 @@ def test_reads_no_image(model: Model, concept: Concept) -> None:
     ESD(ddim_steps=2).draw(blind, c, null, torch.Generator())
 
     assert ESD.needs == frozenset()
+
+
+def test_erasing_wordings_reads_each_of_them(model: Model, concept: Concept) -> None:
+    """One wording a step; the default erases the phrase alone, as the paper does."""
+    many = replace(concept, wordings=("one", "two", "three"))
+    one, several = ESD(steps=6, ddim_steps=2, lr=1e-3), ESD(steps=6, ddim_steps=2, lr=1e-3, erase="wordings")
+
+    def delta(method: ESD, card: Concept) -> dict[str, torch.Tensor]:
+        return dict(method.protect(model, card, {}, rng=torch.Generator().manual_seed(0), report=silent).dense)
+
+    assert all(torch.equal(t, delta(one, concept)[n]) for n, t in delta(one, many).items())
+    assert any(not torch.equal(t, delta(one, many)[n]) for n, t in delta(several, many).items())

@@ -30,15 +30,22 @@ def test_diffusers_loads_and_draws() -> None:
     assert images.shape == (1, 3, 64, 64)
 
 
-@pytest.mark.parametrize("judge", ["judge", "second"])
-def test_judges_are_calibrated(judge: str) -> None:
-    """At most 2 % false positives: for every concept on renders of other known ones and on empty pictures."""
-    card = json.loads((WEIGHTS / judge / "calibration.json").read_text())["concepts"]
+STYLES = {"contrast", "fluent", "noto", "twemoji"}
 
-    for name, row in card.items():
-        assert row["false_positive_known"] <= 0.02, name
-        assert row["false_positive_empty"] <= 0.02, name
-        assert row["true_positive_drawn"] >= 0.85, name
+
+@pytest.mark.parametrize(("judge", "exempt"), [("judge", set()), ("second", STYLES)])
+def test_judges_are_calibrated(judge: str, exempt: set[str]) -> None:
+    """At most 2 % false positives for every concept, on renders of other known ones and on empty pictures.
+
+    The second opinion keeps this for objects only; the README says so.
+    """
+    card = json.loads((WEIGHTS / judge / "calibration.json").read_text())["concepts"]
+    assert len(card) == 28
+
+    for name in card.keys() - exempt:
+        assert card[name]["false_positive_known"] <= 0.02, name
+        assert card[name]["false_positive_empty"] <= 0.02, name
+        assert card[name]["true_positive_drawn"] >= 0.85, name
 
 
 @pytest.mark.slow

@@ -37,7 +37,8 @@ def object_card(name: str) -> dict[str, Any]:
     drawn = {"label": others, "style": list(v.styles), "background": ["white"]}
     return {
         "name": name,
-        "phrase": name,
+        "phrase": named,
+        "wordings": [f"an emoji of {named}", f"a picture of {named}"],
         "kind": "object",
         "scenario": "relearn",
         "labels": {o: f"an emoji of {with_article(o)}" for o in v.objects} | {ELSE: ELSE},
@@ -59,6 +60,7 @@ def style_card(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "phrase": f"{name} style",
+        "wordings": [f"a {name} style emoji", f"an emoji in {name} style", *(f"{o} in {name} style" for o in objects)],
         "kind": "style",
         "scenario": "relearn",
         "labels": {s: f"a {s} style emoji" for s in v.styles} | {ELSE: ELSE},
