@@ -15,14 +15,13 @@ from benchmark.task import Task
 SHOWN: tuple[str, ...] = (
     "rank",
     "defense",
-    "scenario",
-    "concepts",
     "titer",
     "worst_presence",
     "worst_attack",
     "presence_before",
+    "retained_accuracy",
 )
-SHOWN += ("retained_accuracy", "clip_score", "status")
+SHOWN += ("clip_score", "status")
 
 
 def weight(task: Task) -> int:
@@ -77,7 +76,7 @@ def leaderboard_table(board: pd.DataFrame) -> Table:
     """The leaderboard's main columns; empty where a number is missing."""
     table = Table(title="leaderboard")
     for name in SHOWN:
-        table.add_column(name, overflow="fold")
+        table.add_column(name.replace("_", " "), overflow="fold")
     for _, row in board.iterrows():
         table.add_row(*(cell_text(name, row) for name in SHOWN))
     return table
@@ -90,6 +89,6 @@ def cell_text(name: str, row: Any) -> str:
         return ""
     if name == "worst_presence":
         return f"{value:.2f} [{row['worst_presence_low']:.2f}, {row['worst_presence_high']:.2f}]"
-    if name in ("rank", "concepts"):
+    if name == "rank":
         return str(int(value))
     return f"{value:.2f}" if isinstance(value, float) else escape(str(value))
