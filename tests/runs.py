@@ -19,7 +19,7 @@ CARD = {
 }
 
 
-def tiny_config(folder: Path, model: Path, **changes: Any) -> dict[str, Any]:
+def tiny_config(folder: Path, model: Path, /, **changes: Any) -> dict[str, Any]:
     """A config that runs in seconds; the concept card is written to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     card = folder / "cat.yaml"
@@ -40,7 +40,7 @@ def tiny_config(folder: Path, model: Path, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def write_config(folder: Path, model: Path, **changes: Any) -> Path:
+def write_config(folder: Path, model: Path, /, **changes: Any) -> Path:
     """The config as a file."""
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny_config(folder, model, **changes)))
