@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from benchmark import config as configs
-from benchmark.errors import ConfigError, InputError, TiterError, unknown
+from benchmark.errors import ConfigError, InputError, TiterError
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
@@ -219,6 +219,3 @@ def main() -> None:
     except TiterError as error:
         err.print(f"{type(error).__name__}: {error}", markup=False)
         sys.exit(1)
-
-
-__all__ = ["main", "unknown"]

@@ -14,7 +14,6 @@ from benchmark import stages
 from benchmark.executors import local
 from benchmark.plan import Plan
 from benchmark.stages import Bench
-from benchmark.store import Store
 from benchmark.task import Task
 
 log = logging.getLogger(__name__)
@@ -86,8 +85,3 @@ def attempt(task: Task, bench: Bench, events: Events, outcome: Outcome) -> None:
     else:
         outcome.ran.append(task.key)
         events.finished(task, "ran")
-
-
-def left(plan: Plan, store: Store) -> list[Task]:
-    """The tasks that a run would compute."""
-    return [task for key, task in plan.tasks.items() if not store.has(key)]

@@ -18,7 +18,6 @@ from pydantic import TypeAdapter
 from torch import Generator
 
 from benchmark.artifacts import (
-    Gallery,
     load_delta,
     load_images,
     save_delta,
@@ -97,6 +96,7 @@ class Losses:
         self.onward, self.rows = onward, list[tuple[int, float]]()
 
     def __call__(self, *, step: int, total: int, loss: float) -> None:
+        """Keep the loss and pass it on."""
         self.rows.append((step, loss))
         self.onward(step=step, total=total, loss=loss)
 
@@ -235,6 +235,3 @@ def scored(metric: Any, images: Any, prompts: Any, task: Task, faults: list[str]
     single = [scored(metric, images[i : i + 1], prompts[i : i + 1], task, faults) for i in range(len(images))]
     names = {name for row in single for name in row}
     return {name: [row.get(name, [math.nan])[0] for row in single] for name in names}
-
-
-__all__ = ["Bench", "Gallery", "run", "snapshot_name"]
