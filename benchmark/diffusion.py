@@ -8,7 +8,7 @@ A leaf beside `types`. Random numbers are drawn on the CPU from the generator gi
 sees the same ones. Counted passes are samples through the U-Net, whatever the batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -67,13 +67,31 @@ class Model:
         """The modules that a delta can change, by the prefix of its names."""
         return {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
 
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Last hidden states of the text encoder: `(B, L, D)`. Longer texts are cut as in Stable Diffusion."""
+    def ids(self, texts: Sequence[str]) -> Tensor:
+        """Token numbers `(B, L)`: begin, words, end, padding. Longer texts are cut as in Stable Diffusion."""
         length = self.tokenizer.model_max_length
-        ids = self.tokenizer(
+        found: Tensor = self.tokenizer(
             list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         ).input_ids
-        return self.text_encoder(ids.to(self.device))[0]
+        return found.to(self.device)
+
+    def words(self, ids: Tensor) -> Tensor:
+        """Rows of the token table, before positions are added: `(B, L, D)` of ids `(B, L)`."""
+        return self.text_encoder.get_input_embeddings()(ids)
+
+    def encode_words(self, words: Tensor) -> Tensor:
+        """Last hidden states `(B, L, D)` of a text given as word vectors `(B, L, D)`: gradients reach the words."""
+        table = self.text_encoder.get_input_embeddings()
+        handle = table.register_forward_hook(lambda *_: words)
+        try:
+            nothing = torch.zeros(words.shape[:2], dtype=torch.long, device=words.device)
+            return self.text_encoder(nothing)[0]
+        finally:
+            handle.remove()
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Last hidden states of the text encoder: `(B, L, D)`."""
+        return self.text_encoder(self.ids(texts))[0]
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the scaled latents `(B, C, h, w)` of images in [0, 1]."""
@@ -123,6 +141,21 @@ class Model:
         changed = self.clone()
         for delta in deltas:
             apply(delta, changed.parts)
+        return changed.frozen()
+
+    def with_tokens(self, tokens: Mapping[str, Tensor]) -> "Model":
+        """A copy that knows new words: each vector `(D,)` becomes the row of its word, as textual inversion does.
+
+        Raises:
+            ValueError: the tokenizer knows a word already.
+        """
+        changed = replace(self, tokenizer=deepcopy(self.tokenizer), text_encoder=deepcopy(self.text_encoder))
+        for word, vector in tokens.items():
+            if changed.tokenizer.add_tokens(word) != 1:
+                raise ValueError(f"expected a word that the tokenizer lacks, got {word!r}: choose another.")
+            changed.text_encoder.resize_token_embeddings(len(changed.tokenizer), mean_resizing=False)
+            row = changed.tokenizer.convert_tokens_to_ids(word)
+            changed.text_encoder.get_input_embeddings().weight.data[row] = vector.to(self.device)
         return changed.frozen()
 
 

@@ -1,5 +1,6 @@
 """The equations that every method shares, and the sampler's independence of batches."""
 
+import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from torch.nn import functional as F
@@ -145,3 +146,31 @@ def test_batches_visit_every_example_once_an_epoch() -> None:
     seen = torch.cat([next(order) for _ in range(5)])
 
     assert sorted(seen[:5].tolist()) == sorted(seen[5:].tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_encoding_words_is_encoding_text(model: Model) -> None:
+    texts = ["a cat", "dog"]
+
+    torch.testing.assert_close(model.encode_words(model.words(model.ids(texts))), model.encode_text(texts))
+
+
+def test_gradients_reach_the_words(model: Model) -> None:
+    words = model.words(model.ids(["a cat"])).requires_grad_()
+
+    model.encode_words(words).sum().backward()
+
+    assert words.grad is not None
+    assert bool(words.grad.any())
+
+
+def test_a_new_word_is_its_vector(model: Model) -> None:
+    """A copied row makes the new word a synonym; the model itself stays as it was."""
+    cat = model.words(model.ids(["a"]))[0, 1]
+    size = len(model.tokenizer)
+
+    taught = model.with_tokens({"<new>": cat})
+
+    torch.testing.assert_close(taught.encode_text(["b <new> c"]), model.encode_text(["b a c"]))
+    assert len(model.tokenizer) == size
+    with pytest.raises(ValueError, match="expected a word that the tokenizer lacks"):
+        taught.with_tokens({"<new>": cat})
