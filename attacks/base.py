@@ -5,12 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from torch import Generator
+from torch import Generator, Tensor
 
 from benchmark.diffusion import Model
 from benchmark.types import Concept, Examples, Report, Snapshot
 
 Access = Literal["none", "queries", "text encoder", "gradients", "weights"]
+Need = Literal["concept", "benign"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,25 +20,39 @@ class Attack(ABC):
 
     Class data:
         version: bump it when the numbers may change.
-        changes: what the attack changes: weights, prompts, or nothing (the control).
+        changes: what the attack changes: weights, prompts, the sampling, or nothing (the control).
         access: what the attacker must be able to do.
-        needs: which attacker splits it reads.
+        needs: which attacker splits it reads: images of the concept, or of unrelated things.
+        uses_base: True when it cannot do without the undefended model.
         presets: named field values.
     """
 
     version: ClassVar[int]
-    changes: ClassVar[Literal["weights", "prompts", "none"]]
+    changes: ClassVar[Literal["weights", "prompts", "sampling", "none"]]
     access: ClassVar[Access]
-    needs: ClassVar[frozenset[Literal["concept"]]] = frozenset()
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    uses_base: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
+    def budgets(self, asked: Sequence[int]) -> tuple[int, ...]:
+        """The budgets at which this attack is scored, given the run's grid of optimizer steps."""
+        return tuple(asked)
+
+    def objection(self, concept: Concept) -> str:
+        """Why this attack makes no sense for a concept; empty if it does. The plan skips the cell and says so."""
+        return ""
+
+    def reword(self, text: str, concept: Concept) -> str:
+        """What this attacker asks for in place of an evaluation prompt."""
+        return text
+
     def passes(self, steps: int) -> int:
-        """Estimated samples through the U-Net for so many optimizer steps, for the plan and the time left."""
+        """Estimated samples through the U-Net for so many steps, for the plan and the time left."""
         return 0
 
 
 class WeightAttack(Attack):
-    """Fine-tunes the defended model. It predicts noise through the model's own `predict_noise`."""
+    """Fine-tunes the defended model, or words of it. It predicts noise through the model's own `predict_noise`."""
 
     changes = "weights"
     access = "weights"
@@ -46,6 +61,7 @@ class WeightAttack(Attack):
     def finetune(
         self,
         model: Model,
+        base: Model,
         concept: Concept,
         data: Mapping[str, Examples],
         *,
@@ -57,9 +73,62 @@ class WeightAttack(Attack):
 
         Args:
             model: the frozen, defended model.
-            concept: what the attacker wants back.
+            base: the frozen, undefended model; only an attack that `uses_base` may read it.
+            concept: what the attacker wants back; of its prompts, only the attacker's split may be read.
             data: the splits named in `needs`.
             budgets: optimizer steps, rising, all above 0.
             rng: the only source of randomness.
             report: called once a step.
+        """
+
+
+class PromptAttack(Attack):
+    """Searches words that make the defended model draw the concept; the weights stay."""
+
+    changes = "prompts"
+
+    @abstractmethod
+    def search(
+        self,
+        model: Model,
+        base: Model,
+        concept: Concept,
+        data: Mapping[str, Examples],
+        *,
+        budgets: Sequence[int],
+        rng: Generator,
+        report: Report,
+    ) -> Iterator[Snapshot]:
+        """Yield the prompts found after each of `budgets` steps, in rising order. Arguments as in `finetune`."""
+
+
+class SamplingAttack(Attack):
+    """Starts the sampling elsewhere: no training, one trajectory an image. The budget is the help the start gives."""
+
+    changes = "sampling"
+
+    @abstractmethod
+    def begin(
+        self,
+        model: Model,
+        base: Model,
+        z_T: Tensor,
+        text: Tensor,
+        null: Tensor,
+        *,
+        budget: int,
+        steps: int,
+        scale: float,
+    ) -> tuple[Tensor, int]:
+        """Latents `(B, C, h, w)` and the number of DDIM steps, of `steps`, that they have already been through.
+
+        Args:
+            model: the frozen, defended model.
+            base: the frozen, undefended model.
+            z_T: noise `(B, C, h, w)`.
+            text: the prompts, `(B, L, D)`.
+            null: the empty prompt, `(B, L, D)`.
+            budget: one of `budgets`.
+            steps: DDIM steps of a whole trajectory.
+            scale: classifier-free guidance.
         """

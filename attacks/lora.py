@@ -5,8 +5,9 @@
 
 Paper     https://arxiv.org/abs/2106.09685
 Code      huggingface/diffusers examples/text_to_image/train_text_to_image_lora.py @ 58eb52c;
-          amberyzheng/IMMA scripts/run_lora.sh @ 2f55041
-Differs   no warm-up (the script's 500 steps would waste a short attack); fp32.
+          amberyzheng/IMMA scripts/run_lora.sh @ 2f55041; Mustard-lord/Patronus diffusion_FT.py @ 5491b24 (`patronus`)
+Differs   no warm-up (the script's 500 steps would waste a short attack); fp32; no crops or flips. Patronus: gradients
+          are clipped as in the script, and its rate does not decay, because that would depend on the last budget.
 Access    weights
 Budget    optimizer steps; U-Net passes are counted by the runner.
 """
@@ -14,15 +15,13 @@ Budget    optimizer steps; U-Net passes are counted by the runner.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
-from torch import Generator, Tensor, nn
+from torch import Generator
 
+from attacks.adapters import add_adapters, low_rank
 from attacks.base import WeightAttack
-from attacks.trainer import train
-from benchmark.diffusion import Model, normal
-from benchmark.types import Concept, Delta, Examples, Report, Snapshot
+from attacks.trainer import Optimizer, train
+from benchmark.diffusion import Model
+from benchmark.types import Concept, Examples, Report, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +33,16 @@ class LoRA(WeightAttack):
     lr: float = 1e-4
     batch: int = 1
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    optimizer: Optimizer = "adamw"  # the others: Patronus' attacker
 
     version = 1
     needs = frozenset({"concept"})
+    presets = {"patronus": {"rank": 8, "alpha": 8, "batch": 30, "optimizer": "sgd"}}
 
     def finetune(
         self,
         model: Model,
+        base: Model,
         concept: Concept,
         data: Mapping[str, Examples],
         *,
@@ -54,40 +56,21 @@ class LoRA(WeightAttack):
             ValueError: `targets` name no layer of this model, or the loss is not finite.
         """
         attacked = model.clone()
-        attacked.unet.requires_grad_(False)
-        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=list(self.targets))
-        with torch.random.fork_rng(devices=[]):  # peft initialises from the global generator
-            attacked.unet.add_adapter(config)
-        layers = adapted(attacked.unet)
-        for layer in layers.values():
-            a = layer.lora_A["default"].weight
-            a.data = normal(a.shape, rng, like=a) / self.rank
-        parameters = [p for p in attacked.unet.parameters() if p.requires_grad]
+        layers = add_adapters(attacked.unet, rank=self.rank, alpha=self.alpha, targets=self.targets, rng=rng)
         pauses = train(
             attacked,
-            parameters,
+            [p for p in attacked.unet.parameters() if p.requires_grad],
             data["concept"],
             lr=self.lr,
             batch=self.batch,
             budgets=budgets,
             rng=rng,
             report=report,
+            optimizer=self.optimizer,
         )
         for step in pauses:
-            yield Snapshot(steps=step, delta=Delta(low_rank={f"unet.{n}": factors(m) for n, m in layers.items()}))
+            yield Snapshot(steps=step, delta=low_rank(layers))
 
     def passes(self, steps: int) -> int:
         """One forward and one backward pass, counted as three, for each sample."""
         return 3 * steps * self.batch
-
-
-def adapted(unet: nn.Module) -> dict[str, LoraLayer]:
-    """The layers that carry an adapter, by name."""
-    return {name: module for name, module in unet.named_modules() if isinstance(module, LoraLayer)}
-
-
-@torch.no_grad()
-def factors(layer: LoraLayer) -> tuple[Tensor, Tensor]:
-    """A `(r, in)` and (alpha / r) B `(out, r)`, on the CPU."""
-    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    return a.detach().float().cpu().clone(), (b.detach() * layer.scaling["default"]).float().cpu().clone()

@@ -1,17 +1,25 @@
 """The one fine-tuning loop that all weight attacks share: the defaults of the diffusers training scripts.
 
+    loss = L_DM(examples) + prior_weight L_DM(prior)
+
 AdamW (0.9, 0.999), weight decay 1e-2, eps 1e-8, gradient norm clipped to 1, constant rate, posterior samples of the
-images' latents, t uniform over the schedule.
-Source: huggingface/diffusers examples/text_to_image/train_text_to_image_lora.py @ 58eb52c.
+images' latents, t uniform over the schedule. Nothing depends on how many steps are still to come, so that a run's
+state after b steps is the end of a run of b steps.
+Source: huggingface/diffusers examples/text_to_image/train_text_to_image_lora.py @ 58eb52c; the other optimizers as
+Patronus' attacker has them, Mustard-lord/Patronus src/utils.py @ 5491b24.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor, nn, optim
 
 from benchmark.diffusion import Model, batches, denoising_loss, normal
 from benchmark.types import Examples, Report
+
+Optimizer = Literal["adamw", "sgd", "adam", "rmsprop", "adadelta", "nesterov"]
+Encode = Callable[[Tensor], Tensor]  # numbers of captions (B,) -> their text (B, L, D)
 
 
 def train(
@@ -24,29 +32,89 @@ def train(
     budgets: Sequence[int],
     rng: Generator,
     report: Report,
+    encode: Encode | None = None,
+    prior: Examples | None = None,
+    prior_weight: float = 1.0,
+    optimizer: Optimizer = "adamw",
+    clip: float | None = 1.0,
 ) -> Iterator[int]:
-    """Minimise L_DM over `parameters` on `examples`; pause at each of `budgets` steps and yield it.
+    """Minimise the loss over `parameters`; pause at each of `budgets` steps and yield it.
+
+    Args:
+        model: predicts the noise; it holds `parameters`, or `encode` does.
+        parameters: what is trained.
+        examples: what is taught, `batch` a step.
+        lr: the constant, effective rate.
+        batch: examples a step, of each set.
+        budgets: optimizer steps.
+        rng: the only source of randomness.
+        report: called once a step.
+        encode: encodes captions anew at each step, for words that are being learned; None encodes them once.
+        prior: what must not be forgotten, `batch` a step.
+        prior_weight: weight of its loss.
+        optimizer: AdamW, or one of Patronus' attacker.
+        clip: largest norm of the gradient; None does not clip.
 
     Raises:
         ValueError: the loss is not finite.
     """
-    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
-    mean, std = latents(model, examples.images)
-    text = captions(model, examples.captions)
-    order = batches(len(mean), batch, rng=rng)
+    update = build(optimizer, parameters, lr)
+    taught = draw(model, examples, batch, rng=rng, encode=encode)
+    kept = draw(model, prior, batch, rng=rng) if prior is not None else None
     for step in range(1, max(budgets) + 1):
-        chosen = next(order)
-        z_0 = mean[chosen] + std[chosen] * normal(mean[chosen].shape, rng, like=mean)
-        loss = denoising_loss(model, z_0, text[chosen], rng=rng)
+        loss = denoising_loss(model, *next(taught), rng=rng)
+        if kept is not None:
+            loss = loss + prior_weight * denoising_loss(model, *next(kept), rng=rng)
         if not torch.isfinite(loss):
             raise ValueError(f"expected a finite loss, got {loss.item()} at step {step}: lower lr ({lr}).")
-        optimizer.zero_grad()
+        update.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(parameters, clip)
+        update.step()
         report(step=step, total=max(budgets), loss=loss.item())
         if step in budgets:
             yield step
+
+
+def build(name: Optimizer, parameters: Sequence[nn.Parameter], lr: float) -> optim.Optimizer:
+    """The optimizer of that name at a constant rate."""
+    if name == "adamw":
+        return optim.AdamW(parameters, lr=lr, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
+    if name == "sgd":
+        return optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=1e-4)
+    if name == "adam":
+        return optim.Adam(parameters, lr=lr, weight_decay=1e-4)
+    if name == "rmsprop":
+        return optim.RMSprop(parameters, lr=lr, alpha=0.99, eps=1e-8)
+    if name == "adadelta":
+        return optim.Adadelta(parameters, lr=lr, rho=0.9, eps=1e-6)
+    return optim.SGD(parameters, lr=lr, momentum=0.9, nesterov=True)
+
+
+def unfreeze(unet: nn.Module, wanted: Callable[[str], bool] = lambda _: True) -> list[nn.Parameter]:
+    """The parameters whose name is wanted, ready to be trained; the others are frozen.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for name, parameter in unet.named_parameters():
+        parameter.requires_grad_(wanted(name))
+    found = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    if not found:
+        raise ValueError("expected parameters to train, got none: has this U-Net such layers?")
+    return found
+
+
+def draw(
+    model: Model, examples: Examples, batch: int, *, rng: Generator, encode: Encode | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless `(z_0, text)`, `(B, C, h, w)` and `(B, L, D)`; the latents are sampled anew from their posterior."""
+    mean, std = latents(model, examples.images)
+    if encode is None:
+        encode = captions(model, examples.captions).__getitem__
+    for chosen in batches(len(mean), batch, rng=rng):
+        yield mean[chosen] + std[chosen] * normal(mean[chosen].shape, rng, like=mean), encode(chosen)
 
 
 @torch.no_grad()

@@ -2,8 +2,11 @@
 
 delta.safetensors                  dense differences by parameter name
 pytorch_lora_weights.safetensors   adapters in diffusers' names, alpha folded in; `load_lora_weights` takes it
+learned_embeds.safetensors         words that an attack has learned; `load_textual_inversion` takes it
+prompts.json                       prompts that an attack has found
 images.parquet                     lossless PNG; the `datasets` library reads the `image` column as images
-scores.parquet                     one row for each image, one column for each number
+features.safetensors               one vector for each image
+scores.parquet                     one row for each image, one column for each number; one row in all for a distance
 """
 
 import io
@@ -20,14 +23,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmark.types import Delta
+from benchmark.types import Delta, Snapshot
 
-DENSE, ADAPTER, IMAGES, SCORES = (
-    "delta.safetensors",
-    "pytorch_lora_weights.safetensors",
-    "images.parquet",
-    "scores.parquet",
-)
+DENSE, ADAPTER = "delta.safetensors", "pytorch_lora_weights.safetensors"
+WORDS, PROMPTS = "learned_embeds.safetensors", "prompts.json"
+IMAGES, FEATURES, SCORES = "images.parquet", "features.safetensors", "scores.parquet"
 
 
 def save_delta(folder: Path, delta: Delta) -> None:
@@ -40,6 +40,23 @@ def save_delta(folder: Path, delta: Delta) -> None:
             tensors[f"{name}.lora_A.weight"] = down.contiguous()
             tensors[f"{name}.lora_B.weight"] = up.contiguous()
         save_file(tensors, folder / ADAPTER)
+
+
+def save_snapshot(folder: Path, snapshot: Snapshot) -> None:
+    """Write what an attack has at one budget."""
+    save_delta(folder, snapshot.delta)
+    if snapshot.tokens:
+        save_file({word: vector.contiguous() for word, vector in snapshot.tokens.items()}, folder / WORDS)
+    if snapshot.prompts:
+        (folder / PROMPTS).write_text(json.dumps(snapshot.prompts, indent=1))
+
+
+def load_snapshot(folder: Path) -> Snapshot:
+    """Read what an attack had at one budget; its number of steps is the folder's name."""
+    tokens = load_file(folder / WORDS) if (folder / WORDS).exists() else {}
+    prompts = json.loads((folder / PROMPTS).read_text()) if (folder / PROMPTS).exists() else []
+    steps = int(folder.name.rpartition("-")[2])
+    return Snapshot(steps=steps, delta=load_delta(folder), tokens=tokens, prompts=tuple(prompts))
 
 
 def load_delta(folder: Path) -> Delta:
@@ -117,3 +134,18 @@ def save_scores(folder: Path, gallery: Gallery, columns: Mapping[str, Sequence[f
         ),
         folder / SCORES,
     )
+
+
+def save_features(folder: Path, features: Tensor) -> None:
+    """Write features `(N, D)`."""
+    save_file({"features": features.contiguous()}, folder / FEATURES)
+
+
+def load_features(folder: Path) -> Tensor:
+    """Read features `(N, D)`."""
+    return load_file(folder / FEATURES)["features"]
+
+
+def save_numbers(folder: Path, numbers: Mapping[str, float]) -> None:
+    """Write the numbers of one distance: a table of one row."""
+    pq.write_table(pa.table({name: [float(value)] for name, value in numbers.items()}), folder / SCORES)

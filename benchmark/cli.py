@@ -144,12 +144,35 @@ def board(
     show_board(job)
 
 
+@app.command()
+def export(
+    source: Source,
+    cell: Annotated[str, typer.Argument(help="concept/defense, or concept/defense/attack@budget#seed.")],
+    to: Annotated[Path, typer.Option("--to", help="An empty folder for the model.")],
+    store: StoreAt = Path("store"),
+) -> None:
+    """Write a cell's model as a diffusers folder that `from_pretrained` loads."""
+    from benchmark import session
+    from benchmark.export import export as write
+    from benchmark.export import find_cell
+    from benchmark.stages import Bench
+
+    try:
+        job = session.prepare(chosen(source, ""), source=source, out=None, store=store, claim=False)
+        found = find_cell(job.plan, cell)
+        write(job.plan, Bench(job.folder, job.store), found, to)
+    except InputError as error:
+        refuse(error)
+    out.print(f"{found.name} -> {to}")
+
+
 def show_board(job: Any) -> None:
     """Print the leaderboard and where the tables are."""
     from benchmark.watch import leaderboard_table
 
     out.print(leaderboard_table(job.board.leaderboard))
-    for name in ("leaderboard", "matrix", "curves", "cells"):
+    names = ["leaderboard", "matrix", "curves", "cells", "comparisons"]
+    for name in [*names, *["claims"] * bool(job.plan.config.raw.claims)]:
         out.print(str(job.out / f"{name}.csv"))
 
 

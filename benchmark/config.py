@@ -15,13 +15,13 @@ metrics: [clip_score, presence]
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from benchmark.errors import ConfigError, unknown
-from benchmark.registry import PluginKind, find
+from benchmark.registry import PluginKind, find, names
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -47,6 +47,8 @@ class Counts(Strict):
     safe: int = Field(0, ge=0)
     attacker: int = Field(0, ge=0)
     defender: int = Field(0, ge=0)
+    prior: int = Field(0, ge=0)
+    benign: int = Field(0, ge=0)
 
 
 class ImageCounts(Counts):
@@ -57,21 +59,44 @@ class ImageCounts(Counts):
     safe: int = Field(1, ge=1)
     attacker: int = Field(1, ge=1)
     defender: int = Field(1, ge=1)
+    prior: int = Field(1, ge=1)
+    benign: int = Field(1, ge=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A plug-in as a config names it: `as` is its label on the board, `method` the instance."""
+    """A plug-in as a config names it: `as` is its label on the board, `method` the instance.
+
+    A composed defense works on the result of another, `on`.
+    """
 
     label: str
     use: str
     method: Any
+    on: "Entry | None" = None
 
     @property
     def fields(self) -> dict[str, Any]:
         """The method's fields as JSON values."""
         values: dict[str, Any] = adapter(type(self.method)).dump_python(self.method, mode="json")
         return values
+
+
+class ClaimText(Strict):
+    """A paper's claim and how a run checks it: the fields of `leaderboards.claims.Claim`."""
+
+    claim: str
+    defense: str
+    statement: str
+    source: str
+    check: Literal["bound", "gap", "ratio"]
+    number: str = "presence"
+    against: str = ""
+    attack: str = ""
+    budget: int = 0
+    at_most: float | None = None
+    at_least: float | None = None
+    below: bool = True
 
 
 class Raw(Strict):
@@ -89,6 +114,7 @@ class Raw(Strict):
     images: ImageCounts = ImageCounts()  # type: ignore[call-arg]
     prompts: Counts = Counts()  # type: ignore[call-arg]
     draws: int = Field(1000, ge=100)
+    claims: tuple[ClaimText, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +160,21 @@ def parse(values: Any) -> Config:
         raise ConfigError(explain(error, list(Raw.model_fields))) from error
     if any(b < 1 for b in raw.budgets) or list(raw.budgets) != sorted(set(raw.budgets)):
         raise ConfigError(f"expected rising budgets above 0, got {list(raw.budgets)}: budget 0 is always included.")
+    check_claims(raw)
     lists = {kind: entries(kind, getattr(raw, f"{kind}s")) for kind in ("defense", "attack", "metric")}
     return Config(raw, lists["defense"], lists["attack"], lists["metric"])
+
+
+def check_claims(raw: Raw) -> None:
+    """Refuse a claim that its check cannot decide."""
+    for claim in raw.claims:
+        limits = (claim.at_most is not None) + (claim.at_least is not None)
+        if limits != (claim.check != "gap"):
+            raise ConfigError(
+                f"expected at_most or at_least in claim {claim.claim!r}, and neither in a gap, got {limits} of them."
+            )
+        if claim.check != "bound" and not claim.against:
+            raise ConfigError(f"expected `against: DEFENSE` in the {claim.check} claim {claim.claim!r}, got none.")
 
 
 def restrict(config: Config, only: Mapping[str, tuple[str, ...]]) -> Config:
@@ -157,33 +196,60 @@ def restrict(config: Config, only: Mapping[str, tuple[str, ...]]) -> Config:
 
 def entries(kind: PluginKind, listed: tuple[str | dict[str, Any], ...]) -> tuple[Entry, ...]:
     """Build every listed plug-in; two with one label are an error."""
-    built = tuple(entry(kind, item) for item in listed)
-    labels = [e.label for e in built]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise ConfigError(f"expected different labels for {kind}s, got {label!r} twice: name one with `as:`.")
-    return built
+    built: dict[str, Entry] = {}
+    for item in listed:
+        found = entry(kind, item, built)
+        if found.label in built:
+            raise ConfigError(f"expected different labels for {kind}s, got {found.label!r} twice: name one with `as:`.")
+        built[found.label] = found
+    return tuple(built.values())
 
 
-def entry(kind: PluginKind, item: str | dict[str, Any]) -> Entry:
-    """One plug-in from `name` or `{use: name, as: label, preset: name, field: value}`."""
+def composed(kind: PluginKind, name: str, known: Mapping[str, Entry]) -> Entry:
+    """`a+b`: b on the result of a. Each part is the label of an entry listed before, or a plug-in's name.
+
+    Raises:
+        ConfigError: it is not a defense, or there is no such part.
+    """
+    if kind != "defense":
+        raise ConfigError(f"expected one {kind}, got {name!r}: only defenses compose.")
+    left, _, right = name.rpartition("+")
+    before = known[left] if left in known else entry(kind, left, known)
+    if before.method.fidelity == "control":
+        raise ConfigError(f"expected a defense to build on, got {left!r}: `{right}` alone is the same.")
+    top = known[right] if right in known else entry(kind, right)
+    if top.on is not None:
+        raise ConfigError(f"expected a plain defense after the last +, got {right!r}: compose it from the left.")
+    return dataclasses.replace(top, label=name, on=before)
+
+
+def entry(kind: PluginKind, item: str | dict[str, Any], known: Mapping[str, Entry] | None = None) -> Entry:
+    """One plug-in from `name`, `a+b` or `{use: name, as: label, on: label, preset: name, field: value}`."""
+    known = known or {}
+    if isinstance(item, str) and "+" in item and item not in names(kind):
+        return composed(kind, item, known)
     given = {"use": item} if isinstance(item, str) else dict(item)
     if not isinstance(given.get("use"), str):
         raise ConfigError(f"expected `use: NAME` in every {kind}, got {item!r}: write {{use: NAME, ...}}.")
-    use = given.pop("use")
+    use, on = given.pop("use"), given.pop("on", None)
+    if on is not None:
+        fields = {key: value for key, value in given.items() if key != "as"}
+        part = dataclasses.replace(entry(kind, {"use": use, **fields}), label=use)
+        whole = composed(kind, f"{on}+{use}", {**known, use: part})
+        return dataclasses.replace(whole, label=str(given.get("as", whole.label)))
     label, preset = str(given.pop("as", use)), given.pop("preset", None)
     cls = find(kind, use)
-    known = [f.name for f in dataclasses.fields(cls)]
+    fields_of = [f.name for f in dataclasses.fields(cls)]
     stored = getattr(cls, "presets", {})
     if preset is not None and preset not in stored:
         raise ConfigError(unknown(f"preset of {kind} {use!r}:", str(preset), stored))
     for name in given:
-        if name not in known:
-            raise ConfigError(unknown(f"field of {kind} {use!r}:", name, known))
+        if name not in fields_of:
+            raise ConfigError(unknown(f"field of {kind} {use!r}:", name, fields_of))
     try:
         method = adapter(cls).validate_python({**stored.get(preset, {}), **given})
     except ValidationError as error:
-        raise ConfigError(f"{kind} {use!r}: {explain(error, known)}") from error
+        raise ConfigError(f"{kind} {use!r}: {explain(error, fields_of)}") from error
     return Entry(label, use, method)
 
 

@@ -3,6 +3,7 @@
     name: cat                     # its label
     phrase: cat                   # what a defense erases
     wordings: [an emoji of a cat] # other ways to ask for it, for defenses that erase several
+    paraphrases: [a kitten]       # what an attacker may say instead of the phrase
     kind: object
     scenario: relearn
     labels: {cat: an emoji of a cat, dog: an emoji of a dog, something else: something else}
@@ -48,6 +49,8 @@ class Card(BaseModel):
     scenario: Literal["relearn", "personalize"] = "relearn"
     labels: dict[str, str] = Field(min_length=2)
     wordings: tuple[str, ...] = ()
+    paraphrases: tuple[str, ...] = ()
+    subject: str = ""
     prompts: dict[Split, list[Group]]
 
 
@@ -101,11 +104,11 @@ def check(path: Path, card: Card, prompts: tuple[Prompt, ...]) -> None:
             raise DataError(f"{path}: {unknown('label of a prompt', prompt.label, card.labels)}")
     if card.name not in card.labels or not by_split.get("concept"):
         raise DataError(f"expected prompts for the split 'concept' and the label {card.name!r} in {path}: add them.")
-    training, judged = ("attacker", "defender"), ("concept", "retained", "safe")
+    training, judged = ("attacker", "defender", "prior", "benign"), ("concept", "retained", "safe")
     evaluated = set().union(*(by_split.get(split, set()) for split in judged))
     if evaluated & set(card.wordings):
         raise DataError(f"expected wordings that are no evaluation prompt in {path}, got some that are: change them.")
-    pairs = [("attacker", "defender"), *product(training, judged)]
+    pairs = [*product(("attacker", "benign"), ("defender", "prior")), *product(training, judged)]
     for a, b in pairs:
         shared = by_split.get(a, set()) & by_split.get(b, set())
         if shared:

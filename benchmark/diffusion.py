@@ -151,7 +151,9 @@ class Model:
         """
         changed = replace(self, tokenizer=deepcopy(self.tokenizer), text_encoder=deepcopy(self.text_encoder))
         for word, vector in tokens.items():
-            if changed.tokenizer.add_tokens(word) != 1:
+            known = len(changed.tokenizer)
+            changed.tokenizer.add_tokens(word)
+            if len(changed.tokenizer) == known:  # add_tokens answers 1 for a word of the vocabulary, too
                 raise ValueError(f"expected a word that the tokenizer lacks, got {word!r}: choose another.")
             changed.text_encoder.resize_token_embeddings(len(changed.tokenizer), mean_resizing=False)
             row = changed.tokenizer.convert_tokens_to_ids(word)
@@ -236,12 +238,20 @@ def ddim(model: Model, steps: int) -> DDIMScheduler:
 
 @torch.no_grad()
 def sample(
-    model: Model, z_T: Tensor, text: Tensor, null: Tensor, *, steps: int, guidance: float, stop: int | None = None
+    model: Model,
+    z_T: Tensor,
+    text: Tensor,
+    null: Tensor,
+    *,
+    steps: int,
+    guidance: float,
+    start: int = 0,
+    stop: int | None = None,
 ) -> Tensor:
-    """DDIM from `z_T` `(B, C, h, w)`; `stop` ends after that many of the `steps`. Deterministic (eta 0)."""
+    """DDIM from `z_T` `(B, C, h, w)`: the `steps` from `start` up to, not including, `stop`. Deterministic (eta 0)."""
     scheduler = ddim(model, steps)
     z = z_T
-    for t in scheduler.timesteps[:stop]:
+    for t in scheduler.timesteps[start:stop]:
         z = scheduler.step(guided_noise(model, z, t, text, null, guidance), t, z).prev_sample
     return z
 

@@ -4,7 +4,7 @@ Image i of a prompt starts from noise of its own seed, drawn on the CPU, so a ce
 size, order or resume beyond floating-point rounding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import torch
@@ -14,6 +14,8 @@ from benchmark.artifacts import Gallery
 from benchmark.diffusion import Model, sample
 from benchmark.seeds import image_seed
 from benchmark.types import Prompt, Report
+
+Begin = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, int]]  # noise, text, null -> latents, steps behind them
 
 
 def start_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
@@ -32,8 +34,9 @@ def generate(
     stream: str,
     batch: int,
     report: Report,
+    begin: Begin | None = None,
 ) -> Gallery:
-    """Draw `images` of each prompt, in batches of `batch`."""
+    """Draw `images` of each prompt, in batches of `batch`; `begin` says where a batch's trajectories start."""
     wanted = [(prompt, number) for prompt, number in product(prompts, range(images))]
     seeds = [image_seed(prompt.id, number, stream) for prompt, number in wanted]
     texts = {p.text: model.encode_text([p.text])[0] for p in prompts}
@@ -43,7 +46,8 @@ def generate(
         chunk = wanted[start : start + batch]
         z_T = start_noise(seeds[start : start + batch], model.latent_shape).to(null)
         text = torch.stack([texts[prompt.text] for prompt, _ in chunk])
-        z = sample(model, z_T, text, null.expand_as(text), steps=steps, guidance=guidance)
+        z, start_at = begin(z_T, text, null.expand_as(text)) if begin else (z_T, 0)
+        z = sample(model, z, text, null.expand_as(text), steps=steps, guidance=guidance, start=start_at)
         parts.append((model.decode(z) * 255).round().to("cpu", torch.uint8))
         report(step=start + len(chunk), total=len(wanted), loss=float("nan"))
     return Gallery(

@@ -15,7 +15,9 @@ from benchmark.errors import PlanError
 from benchmark.task import Task
 from benchmark.types import Concept, Prompt, Split
 
-SAMPLER_VERSION = 1
+SAMPLER_VERSION, EMBEDDER_VERSION = 2, 1
+DEFENDER: dict[str, Split] = {"concept": "defender", "safe": "prior"}
+ATTACKER: dict[str, Split] = {"concept": "attacker", "benign": "benign"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,7 @@ class Cell:
     attack: str
     budget: int
     seed: int
-    kind: Literal["weights", "prompts", "none"]
+    kind: Literal["weights", "prompts", "sampling", "none"]
     defend: str | None
     images: dict[Split, str]
     scores: dict[tuple[str, Split], str]
@@ -101,13 +103,11 @@ def build(config: Config, base: str, concepts: Iterable[Concept]) -> Plan:
 
 
 def add_defense(plan: Plan, concept: Concept, defense: Entry) -> str | None:
-    """The task that trains a defense; None for the control, which is the base itself."""
+    """The task that trains a defense, after the one it builds on; None for the control, which is the base itself."""
     if defense.method.fidelity == "control":
         return None
-    roles = {
-        need: data_task(plan, concept, "defender" if need == "concept" else "safe")
-        for need in sorted(defense.method.needs)
-    }
+    roles = {need: data_task(plan, concept, defense, DEFENDER[need]) for need in sorted(defense.method.needs)}
+    below = add_defense(plan, concept, defense.on) if defense.on else None
     return plan.add(
         Task(
             kind="defend",
@@ -116,53 +116,73 @@ def add_defense(plan: Plan, concept: Concept, defense: Entry) -> str | None:
             fields=defense.fields,
             base=plan.base,
             concept=concept,
-            parents=roles,
+            parents={**roles, **({"defense": below} if below else {})},
             label=f"{defense.label} on {concept.name}",
             passes=defense.method.passes(),
         )
     )
 
 
-def data_task(plan: Plan, concept: Concept, split: Split) -> str:
-    """Training images that the undefended base draws, from prompts and seeds that no evaluation uses."""
-    label = f"{concept.name}: images for the {split}"
+def data_task(plan: Plan, concept: Concept, who: Entry, split: Split) -> str:
+    """Training images that the undefended base draws, from prompts and seeds that no evaluation uses.
+
+    Raises:
+        PlanError: the concept card has no prompts for them.
+    """
+    if not concept.of(split):
+        raise PlanError(
+            f"expected prompts for the split {split!r} in the card {concept.name!r}, which {who.label} needs."
+        )
+    label = f"{concept.name}: images for the {split} split"
     return plan.add(draw(plan, concept.of(split), split, {}, label, stream=f"train-{split}"))
 
 
 def add_attack(plan: Plan, concept: Concept, defense: Entry, defend: str | None, attack: Entry) -> list[Cell]:
     """All cells of one attack on one defended model."""
     cells = []
-    kind = attack.method.changes
-    budgets = plan.config.raw.budgets if kind != "none" else ()
-    if kind != "none" and not budgets:
-        plan.skipped.append(Skip(concept.name, defense.label, attack.label, "the config has no budgets"))
+    method = attack.method
+    budgets = method.budgets(plan.config.raw.budgets) if method.changes != "none" else ()
+    reason = method.objection(concept) or ("the config has no budgets" * (method.changes != "none" and not budgets))
+    if reason:
+        plan.skipped.append(Skip(concept.name, defense.label, attack.label, reason))
         return []
     before = {"defense": defend} if defend else {}
     for seed in plan.config.raw.seeds:
-        label = f"{attack.label} on {defense.label}, {concept.name}, seed {seed}"
-        ran = attack_task(plan, concept, defense, before, attack, seed, label) if budgets else None
+        ran = {}
+        if budgets and hasattr(method, "finetune" if method.changes == "weights" else "search"):
+            ran = {"attack": attack_task(plan, concept, (defense, attack), before, budgets, seed)}
         for budget in (0, *budgets):
-            parents = {"attack": ran} if ran and budget else {}
-            cells.append(add_cell(plan, concept, (defense, attack), (budget, seed), {**before, **parents}))
+            parents = {**before, **(ran if budget else {})}
+            cells.append(add_cell(plan, concept, (defense, attack), (budget, seed), parents))
     return cells
 
 
 def attack_task(
-    plan: Plan, concept: Concept, defense: Entry, before: dict[str, str], attack: Entry, seed: int, label: str
+    plan: Plan,
+    concept: Concept,
+    methods: tuple[Entry, Entry],
+    before: dict[str, str],
+    budgets: tuple[int, ...],
+    seed: int,
 ) -> str:
-    """The task that attacks; one run gives the snapshots of all budgets."""
-    budgets = list(plan.config.raw.budgets)
-    roles = {need: data_task(plan, concept, "attacker") for need in sorted(attack.method.needs)}
+    """The task that attacks; one run gives the snapshots of all budgets.
+
+    An attack that reads the text encoder alone is run once, on the base's, and replayed on every defense.
+    """
+    defense, attack = methods
+    roles = {need: data_task(plan, concept, attack, ATTACKER[need]) for need in sorted(attack.method.needs)}
+    replayed = attack.method.access == "text encoder"
+    label = f"{attack.label} on {'every defense' if replayed else defense.label}, {concept.name}, seed {seed}"
     return plan.add(
         Task(
             kind="attack",
             plugin=attack.use,
             version=attack.method.version,
-            fields={**attack.fields, "budgets": budgets},
+            fields={**attack.fields, "budgets": list(budgets)},
             base=plan.base,
             concept=concept,
             seed=seed,
-            parents={**before, **roles},
+            parents={**({} if replayed else before), **roles},
             label=label,
             passes=attack.method.passes(max(budgets)),
         )
@@ -172,7 +192,10 @@ def attack_task(
 def add_cell(
     plan: Plan, concept: Concept, methods: tuple[Entry, Entry], point: tuple[int, int], parents: dict[str, str]
 ) -> Cell:
-    """The images and scores of one cell. Retained concepts are scored before the attack only."""
+    """The images and scores of one cell. Retained concepts are scored before the attack only.
+
+    An attack that changes no weight leaves the safe images as they were.
+    """
     (defense, attack), (budget, seed) = methods, point
     splits: tuple[Split, ...] = ("concept", "safe") if budget else ("concept", "retained", "safe")
     images, scores, expected = {}, {}, 0
@@ -181,12 +204,15 @@ def add_cell(
         if not prompts:
             continue
         label = f"{split} images of {attack.label}@{budget} on {defense.label}, {concept.name}"
-        task = draw(plan, prompts, split, parents, label, budget=budget)
+        if budget and (split == "concept" or attack.method.changes == "weights"):
+            task = attacked(plan, concept, attack, prompts, split, parents, label, budget)
+        else:
+            task = draw(plan, prompts, split, {k: v for k, v in parents.items() if k == "defense"}, label)
         images[split] = plan.add(task)
         expected = len(prompts) * task.fields["images"] if split == "concept" else expected
         for metric in plan.config.metrics:
-            if split in metric.method.splits:
-                scores[metric.label, split] = plan.add(score(plan, concept, metric, images[split], prompts, label))
+            if split in metric.method.splits and (metric.method.after_attack or not budget):
+                scores[metric.label, split] = score(plan, concept, metric, images[split], prompts, split, label)
     return Cell(
         concept=concept,
         defense=defense.label,
@@ -199,6 +225,26 @@ def add_cell(
         scores=scores,
         expected=expected,
     )
+
+
+def attacked(
+    plan: Plan,
+    concept: Concept,
+    attack: Entry,
+    prompts: tuple[Prompt, ...],
+    split: Split,
+    parents: dict[str, str],
+    label: str,
+    budget: int,
+) -> Task:
+    """A task that draws images after an attack, with the attacker's wording and start."""
+    if split == "concept":
+        prompts = tuple(p.reworded(attack.method.reword(p.text, concept)) for p in prompts)
+    task = draw(plan, prompts, split, parents, label, budget=budget)
+    if attack.method.changes != "sampling":
+        return task
+    begin = {"use": attack.use, "version": attack.method.version, "fields": attack.fields}
+    return replace(task, fields={**task.fields, "begin": begin})
 
 
 def draw(
@@ -233,16 +279,38 @@ def draw(
     )
 
 
-def score(plan: Plan, concept: Concept, metric: Entry, images: str, prompts: tuple[Prompt, ...], label: str) -> Task:
-    """A task that scores images."""
+def score(
+    plan: Plan, concept: Concept, metric: Entry, images: str, prompts: tuple[Prompt, ...], split: Split, label: str
+) -> str:
+    """The task that scores images; paired metrics and distances read the undefended base's images too."""
+    method, parents = metric.method, {"images": images}
+    if method.per != "image":
+        parents["reference"] = plan.add(draw(plan, prompts, split, {}, f"{split} images of the base, {concept.name}"))
+    if method.per == "set":
+        parents = {role: plan.add(embedded(plan, metric, key)) for role, key in parents.items()}
+    return plan.add(
+        Task(
+            kind="score",
+            plugin=metric.use,
+            version=method.version,
+            fields={**metric.fields, "identity": method.identity()},
+            base=plan.base,
+            concept=concept if method.reads_concept else None,
+            prompts=() if method.per == "set" else prompts,
+            parents=parents,
+            label=f"{metric.label} of {label}",
+        )
+    )
+
+
+def embedded(plan: Plan, metric: Entry, images: str) -> Task:
+    """A task that embeds images; metrics with the same embedder share it."""
     return Task(
-        kind="score",
-        plugin=metric.use,
-        version=metric.method.version,
-        fields={**metric.fields, "identity": metric.method.identity()},
+        kind="embed",
+        plugin="embedder",
+        version=EMBEDDER_VERSION,
+        fields={"embedder": metric.method.embedder, "identity": metric.method.embedded_by()},
         base=plan.base,
-        concept=concept if metric.method.reads_concept else None,
-        prompts=prompts,
         parents={"images": images},
-        label=f"{metric.label} of {label}",
+        label=f"features of {plan.tasks[images].label}",
     )

@@ -6,6 +6,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from benchmark.artifacts import SCORES
+from benchmark.config import Entry
 from benchmark.plan import Cell, Plan
 from benchmark.store import Store
 
@@ -41,7 +42,7 @@ def scores(plan: Plan, store: Store) -> pd.DataFrame:
     frames = []
     for cell in plan.cells:
         for (metric, split), key in cell.scores.items():
-            if not store.has(key):
+            if not store.has(key) or is_distance(plan, key):
                 continue
             if key not in cache:
                 table = pq.read_table(store.path(key) / SCORES, columns=["prompt_id", "number", "value"])
@@ -51,6 +52,25 @@ def scores(plan: Plan, store: Store) -> pd.DataFrame:
     columns = ["model", "scenario", "concept", "defense", "attack", "budget", "seed"]
     columns += ["split", "metric", "identity", "prompt_id", "image", "value"]
     return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
+
+
+def is_distance(plan: Plan, key: str) -> bool:
+    """True for a score of a set of images."""
+    return not plan.tasks[key].prompts
+
+
+def distances(plan: Plan, store: Store) -> pd.DataFrame:
+    """One row for each cell and distance to the base's images."""
+    found = []
+    for cell in plan.cells:
+        for (metric, split), key in cell.scores.items():
+            if store.has(key) and is_distance(plan, key):
+                meta, numbers = store.meta(key), pq.read_table(store.path(key) / SCORES).to_pylist()[0]
+                name = metric if split == "safe" else f"{metric}_{split}"
+                row = {"metric": name, "identity": meta["identity"], "n": meta["n"]}
+                found.append(identify(plan, cell) | row | {c: numbers.get(c) for c in ("value", "ci_low", "ci_high")})
+    columns = ["model", "scenario", "concept", "defense", "attack", "budget", "seed"]
+    return pd.DataFrame(found, columns=[*columns, "metric", "identity", "value", "ci_low", "ci_high", "n"])
 
 
 def cells(plan: Plan, store: Store, failed: dict[str, str], skipped: dict[str, str]) -> pd.DataFrame:
@@ -74,17 +94,28 @@ def cells(plan: Plan, store: Store, failed: dict[str, str], skipped: dict[str, s
 
 
 def costs(plan: Plan, store: Store) -> pd.DataFrame:
-    """Seconds, memory and fidelity of each defense on each concept."""
+    """Seconds, memory and fidelity of each defense on each concept; a composed one has the sum of its parts."""
     found = []
-    badges = {entry.label: entry.method.fidelity for entry in plan.config.defenses}
+    badges = {entry.label: " + ".join(part.method.fidelity for part in parts(entry)) for entry in plan.config.defenses}
     seen = {(cell.concept.name, cell.defense): cell for cell in plan.cells}
     for cell in seen.values():
-        meta = store.meta(cell.defend) if cell.defend and store.has(cell.defend) else {}
-        cost = meta.get("cost", {})
+        spent = [store.meta(key)["cost"] for key in lineage(plan, cell.defend) if store.has(key)]
+        seconds = sum(cost["seconds"] for cost in spent) if spent else None
+        memory = [cost["peak_memory_mib"] for cost in spent if cost.get("peak_memory_mib") is not None]
         named = {k: v for k, v in identify(plan, cell).items() if k in ("model", "scenario", "concept", "defense")}
         found.append(
             named
-            | {"defend_seconds": cost.get("seconds"), "peak_memory_mib": cost.get("peak_memory_mib")}
+            | {"defend_seconds": seconds, "peak_memory_mib": max(memory, default=None)}
             | {"fidelity": badges.get(cell.defense, "control")}
         )
     return pd.DataFrame(found)
+
+
+def parts(entry: Entry) -> list[Entry]:
+    """A composed defense's entries, the first trained first."""
+    return [*(parts(entry.on) if entry.on else []), entry]
+
+
+def lineage(plan: Plan, key: str | None) -> list[str]:
+    """Keys of a defense and of those it was trained on."""
+    return [*lineage(plan, plan.tasks[key].parents.get("defense")), key] if key else []

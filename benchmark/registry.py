@@ -14,14 +14,19 @@ from benchmark.errors import ConfigError, PluginError, unknown
 
 PluginKind = Literal["defense", "attack", "metric"]
 FOLDERS: dict[PluginKind, str] = {"defense": "defenses", "attack": "attacks", "metric": "metrics"}
-NOT_PLUGINS = {"__init__", "base", "trainer", "towers"}  # what the plug-ins of a folder share
+# What the plug-ins of a folder share.
+SHARED: dict[PluginKind, set[str]] = {
+    "defense": {"data", "sampling", "scopes"},
+    "attack": {"adapters", "search", "trainer", "words"},
+    "metric": {"detector", "embedders", "sets", "towers"},
+}
 
 
 def builtin(kind: PluginKind) -> list[str]:
     """Names of the plug-ins that ship with titer: the files of their folder."""
     package = importlib.import_module(FOLDERS[kind])
     folder = Path(inspect.getfile(package)).parent
-    return sorted(file.stem for file in folder.glob("*.py") if file.stem not in NOT_PLUGINS)
+    return sorted(file.stem for file in folder.glob("*.py") if file.stem not in {"__init__", "base"} | SHARED[kind])
 
 
 def external(kind: PluginKind) -> dict[str, EntryPoint]:

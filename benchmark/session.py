@@ -20,6 +20,8 @@ from benchmark.store import Store, write_whole
 from benchmark.task import Task
 from leaderboards.board import Board
 from leaderboards.board import build as build_board
+from leaderboards.claims import Claim, judge
+from leaderboards.files import write_table
 
 PACKAGES = ("titer", "torch", "diffusers", "transformers", "peft", "open_clip_torch", "pandas", "numpy")
 
@@ -86,9 +88,13 @@ class Session:
             records.scores(self.plan, self.store),
             records.cells(self.plan, self.store, self.failed, self.skipped),
             records.costs(self.plan, self.store),
+            records.distances(self.plan, self.store),
         )
         self.board = build_board(*tables, draws=self.plan.config.raw.draws)
         self.board.write(self.out)
+        claims = [Claim(**claim.model_dump()) for claim in self.plan.config.raw.claims]
+        if claims:
+            write_table(judge(self.board, claims), self.out / "claims.csv")
         rows = records.rows(self.plan, self.store, self.failed, self.skipped)
         temporary = self.out / ".records.csv"
         pd.DataFrame(rows).to_csv(temporary, index=False)

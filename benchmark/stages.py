@@ -1,4 +1,4 @@
-"""defend, attack, generate, score: the only four places that call a plug-in.
+"""defend, attack, generate, embed, score: the only places that call a plug-in.
 
 Each runs one task and returns what to write and what to note beside it. Randomness comes from the task's seed.
 """
@@ -6,7 +6,7 @@ Each runs one task and returns what to write and what to note beside it. Randomn
 import csv
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -15,25 +15,32 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter
-from torch import Generator
+from torch import Generator, Tensor
 
 from benchmark.artifacts import (
+    Gallery,
     load_delta,
+    load_features,
     load_images,
+    load_snapshot,
     save_delta,
+    save_features,
     save_images,
+    save_numbers,
     save_scores,
+    save_snapshot,
 )
 from benchmark.diffusion import Model
 from benchmark.errors import PluginError
 from benchmark.flags import flags_of
-from benchmark.generate import generate
+from benchmark.generate import Begin, generate
 from benchmark.models import load
 from benchmark.registry import PluginKind, find
 from benchmark.seeds import task_seed
 from benchmark.store import Store
 from benchmark.task import Task
-from benchmark.types import Budget, Delta, Examples, Report, Snapshot
+from benchmark.types import PROMPT, Budget, Delta, Examples, Prompt, Report, Snapshot
+from metrics.embedders import embed as embed_images
 
 Write = Callable[[Path], None]
 
@@ -53,22 +60,45 @@ class Bench:
         return load(self.folder, device=self.device)
 
     def model_for(self, task: Task) -> Model:
-        """The base with the parents' deltas: defended, then attacked up to the task's budget."""
-        deltas = [load_delta(self.store.path(task.parents["defense"]))] if "defense" in task.parents else []
-        if "attack" in task.parents:
-            deltas.append(load_delta(self.store.path(task.parents["attack"]) / snapshot_name(task.fields["budget"])))
-        return self.base.with_delta(*deltas) if deltas else self.base
+        """The base with the parents' changes: defended, then attacked up to the task's budget."""
+        deltas = [load_delta(self.store.path(key)) for key in self.lineage(task)]
+        snapshot = self.snapshot(task)
+        model = self.base.with_delta(*deltas, snapshot.delta) if deltas or snapshot.steps else self.base
+        return model.with_tokens(snapshot.tokens) if snapshot.tokens else model
+
+    def lineage(self, task: Task) -> list[str]:
+        """Keys of the defenses under a task, the first trained first: a composed one was trained on another."""
+        keys, key = list[str](), task.parents.get("defense")
+        while key:
+            keys.insert(0, key)
+            key = self.store.meta(key)["identity_of"]["parents"].get("defense")
+        return keys
+
+    def snapshot(self, task: Task) -> Snapshot:
+        """What the attack had at the task's budget; nothing at all without an attack.
+
+        Raises:
+            PluginError: the attack stopped before it.
+        """
+        if "attack" not in task.parents:
+            return Snapshot(steps=0)
+        key, steps = task.parents["attack"], task.fields["budget"]
+        folder = self.store.path(key) / snapshot_name(steps)
+        if not folder.is_dir():
+            why = self.store.meta(key).get("stopped", "it has no such snapshot")
+            raise PluginError(f"expected a snapshot at {steps} steps, got an attack that stopped before: {why}")
+        return load_snapshot(folder)
 
     def examples(self, task: Task) -> dict[str, Examples]:
         """The training images among a task's parents, by role."""
-        roles = {role: key for role, key in task.parents.items() if role in ("concept", "safe")}
+        roles = {role: key for role, key in task.parents.items() if role in ("concept", "safe", "benign")}
         galleries = {role: load_images(self.store.path(key)) for role, key in roles.items()}
         return {role: Examples(images=g.images.to(self.device), captions=g.prompts) for role, g in galleries.items()}
 
 
 def run(task: Task, bench: Bench, report: Report) -> tuple[Write, dict[str, Any]]:
     """Run a task with the stage of its kind."""
-    stage = {"defend": defend, "attack": attack, "generate": draw, "score": score}[task.kind]
+    stage = {"defend": defend, "attack": attack, "generate": draw, "embed": embed, "score": score}[task.kind]
     return stage(task, bench, report)
 
 
@@ -90,13 +120,15 @@ def generator(task: Task) -> Generator:
 
 
 class Losses:
-    """A report that keeps the loss curve and passes every call on."""
+    """A report that keeps the loss curve, passes every call on, and stops whoever takes more steps than `limit`."""
 
-    def __init__(self, onward: Report) -> None:
-        self.onward, self.rows = onward, list[tuple[int, float]]()
+    def __init__(self, onward: Report, limit: int | None = None) -> None:
+        self.onward, self.limit, self.rows = onward, limit, list[tuple[int, float]]()
 
     def __call__(self, *, step: int, total: int, loss: float) -> None:
         """Keep the loss and pass it on."""
+        if self.limit is not None and len(self.rows) >= self.limit:
+            raise PluginError(f"expected at most {self.limit} steps, got one more: an attack may not overspend.")
         self.rows.append((step, loss))
         self.onward(step=step, total=total, loss=loss)
 
@@ -125,8 +157,9 @@ def defend(task: Task, bench: Bench, report: Report) -> tuple[Write, dict[str, A
     """Train a defense."""
     method, losses = build("defense", task), Losses(report)
     assert task.concept is not None
-    with measured(bench.base) as cost:
-        delta = method.protect(bench.base, task.concept, bench.examples(task), rng=generator(task), report=losses)
+    model = bench.model_for(task)
+    with measured(model) as cost:
+        delta = method.protect(model, task.concept, bench.examples(task), rng=generator(task), report=losses)
     if not isinstance(delta, Delta):
         raise PluginError(f"expected {task.plugin}.protect to return a Delta, got {type(delta).__name__}.")
     check_finite(delta, task)
@@ -135,37 +168,58 @@ def defend(task: Task, bench: Bench, report: Report) -> tuple[Write, dict[str, A
         save_delta(folder, delta)
         losses.save(folder)
 
-    return write, {"cost": cost, "flags": flags_of(delta, losses.rows), "fidelity": method.fidelity}
+    return write, {
+        "cost": cost,
+        "flags": flags_of(Snapshot(steps=0, delta=delta), losses.rows),
+        "fidelity": method.fidelity,
+    }
 
 
 def attack(task: Task, bench: Bench, report: Report) -> tuple[Write, dict[str, Any]]:
-    """Attack a defended model; keep every snapshot and what it had cost by then."""
-    method, losses = build("attack", task, "budgets"), Losses(report)
+    """Attack a defended model; keep every snapshot and what it had cost by then.
+
+    An attack that raises after its first snapshot keeps what it has; larger budgets fail with its reason.
+    """
+    method, losses = build("attack", task, "budgets"), Losses(report, limit=max(task.fields["budgets"]))
     assert task.concept is not None
     model, data, budgets = bench.model_for(task), bench.examples(task), list(task.fields["budgets"])
     meter, started, taken = model.meter, time.monotonic(), list[tuple[Snapshot, Budget]]()
-    first = asdict(meter)
+    verb = method.finetune if method.changes == "weights" else method.search
+    first, why = asdict(meter), ""
     with measured(model) as cost:
-        for snapshot in method.finetune(model, task.concept, data, budgets=budgets, rng=generator(task), report=losses):
-            check_finite(snapshot.delta, task)
-            spent = {name: count - first[name] for name, count in asdict(meter).items()}
-            seconds = round(time.monotonic() - started, 3)
-            taken.append((snapshot, Budget(steps=len(losses.rows), seconds=seconds, **spent)))
-    steps = [snapshot.steps for snapshot, _ in taken]
-    counted = [budget.steps for _, budget in taken]
-    if steps != budgets or counted != budgets:
-        raise PluginError(
-            f"expected snapshots of {task.plugin} at {budgets} steps, got {steps}, after {counted} reported steps: "
-            "report every step once and yield at each budget."
-        )
+        base = bench.base if method.uses_base else model
+        arguments = (model, base, task.concept, data)
+        try:
+            for snapshot in verb(*arguments, budgets=budgets, rng=generator(task), report=losses):
+                check_finite(snapshot.delta, task)
+                spent = {name: count - first[name] for name, count in asdict(meter).items()}
+                seconds = round(time.monotonic() - started, 3)
+                taken.append((snapshot, Budget(steps=len(losses.rows), seconds=seconds, **spent)))
+        except Exception as error:  # the attack is somebody else's code: what it reached counts
+            if not taken or isinstance(error, PluginError):
+                raise
+            why = f"{type(error).__name__}: {error}"
+    check_steps(
+        task, [s.steps for s, _ in taken], [b.steps for _, b in taken], budgets[: len(taken)] if why else budgets
+    )
 
     def write(folder: Path) -> None:
         losses.save(folder)
         for snapshot, _ in taken:
-            save_delta(folder / snapshot_name(snapshot.steps), snapshot.delta)
+            save_snapshot(folder / snapshot_name(snapshot.steps), snapshot)
 
     spent_by = {str(budget.steps): asdict(budget) for _, budget in taken}
-    return write, {"cost": cost, "budgets": spent_by, "flags": flags_of(taken[-1][0].delta, losses.rows)}
+    flags = flags_of(taken[-1][0], losses.rows) + ["stopped early"] * bool(why)
+    return write, {"cost": cost, "budgets": spent_by, "flags": flags, "stopped": why}
+
+
+def check_steps(task: Task, yielded: list[int], counted: list[int], budgets: list[int]) -> None:
+    """Refuse an attack that spent something else than it was given."""
+    if yielded != budgets or counted != budgets:
+        raise PluginError(
+            f"expected snapshots of {task.plugin} at {budgets} steps, got {yielded}, after {counted} reported steps: "
+            "report every step once and yield at each budget."
+        )
 
 
 def check_finite(delta: Delta, task: Task) -> None:
@@ -182,29 +236,84 @@ def draw(task: Task, bench: Bench, report: Report) -> tuple[Write, dict[str, Any
     with measured(model) as cost:
         gallery = generate(
             model,
-            task.prompts,
+            asked(task.prompts, bench.snapshot(task).prompts),
             images=f["images"],
             steps=f["steps"],
             guidance=f["guidance"],
             stream=f["stream"],
             batch=bench.batch,
             report=report,
+            begin=beginning(task, model, bench.base),
         )
     return lambda folder: save_images(folder, gallery), {"cost": cost, "images": len(gallery.seeds), "flags": []}
 
 
+def asked(prompts: Sequence[Prompt], found: Sequence[str]) -> list[Prompt]:
+    """The prompts as an attack words them: number i takes found text i modulo their count."""
+    if not found:
+        return list(prompts)
+    return [p.reworded(found[i % len(found)].replace(PROMPT, p.text)) for i, p in enumerate(prompts)]
+
+
+def beginning(task: Task, model: Model, base: Model) -> Begin | None:
+    """Where a sampling attack starts the trajectories; None without one."""
+    if "begin" not in task.fields:
+        return None
+    f = task.fields
+    method = TypeAdapter(find("attack", f["begin"]["use"])).validate_python(f["begin"]["fields"])
+
+    def begin(z_T: Tensor, text: Tensor, null: Tensor) -> tuple[Tensor, int]:
+        found: tuple[Tensor, int] = method.begin(
+            model, base, z_T, text, null, budget=f["budget"], steps=f["steps"], scale=f["guidance"]
+        )
+        return found
+
+    return begin
+
+
+def embed(task: Task, bench: Bench, report: Report) -> tuple[Write, dict[str, Any]]:
+    """One vector for each image, for all distances that read the same embedder."""
+    gallery, started = load_images(bench.store.path(task.parents["images"])), time.monotonic()
+    parts = []
+    for part in gallery.images.split(bench.batch):
+        parts.append(embed_images(task.fields["embedder"], part.float() / 255))
+        report(step=sum(len(p) for p in parts), total=len(gallery.images), loss=math.nan)
+    features = torch.cat(parts)
+    cost = {"seconds": round(time.monotonic() - started, 3)}
+    return lambda folder: save_features(folder, features), {"cost": cost, "flags": []}
+
+
 def score(task: Task, bench: Bench, report: Report) -> tuple[Write, dict[str, Any]]:
-    """Score images. An image on which the metric raises is missing, never safe, and the reason is kept."""
+    """Score images one by one, or their distance to the reference, as the metric's kind asks."""
     metric = build("metric", task, "identity")
+    return (distance if metric.per == "set" else score_images)(metric, task, bench, report)
+
+
+def distance(metric: Any, task: Task, bench: Bench, report: Report) -> tuple[Write, dict[str, Any]]:
+    """One number for two sets of features."""
+    f, g = (load_features(bench.store.path(task.parents[role])) for role in ("images", "reference"))
+    started = time.monotonic()
+    found = metric.distance(f, g, rng=generator(task))
+    report(step=1, total=1, loss=math.nan)
+    meta = {"cost": {"seconds": round(time.monotonic() - started, 3)}, "identity": task.fields["identity"]}
+    flags = ["small sample"] if min(len(f), len(g)) < metric.enough else []
+    return lambda folder: save_numbers(folder, found), {**meta, "n": len(f), "flags": flags}
+
+
+def score_images(metric: Any, task: Task, bench: Bench, report: Report) -> tuple[Write, dict[str, Any]]:
+    """Score images. An image on which the metric raises is missing, never safe, and the reason is kept."""
     gallery = load_images(bench.store.path(task.parents["images"]))
-    by_text = {prompt.text: prompt for prompt in task.prompts}
-    prompts = [by_text[text] for text in gallery.prompts]
-    images, started = gallery.images.float() / 255, time.monotonic()
+    by_id = {prompt.id: prompt for prompt in task.prompts}
+    prompts = [by_id[prompt_id] for prompt_id in gallery.prompt_ids]
+    against = paired(gallery, bench.store, task) if metric.per == "pair" else None
+    started = time.monotonic()
     columns: dict[str, list[float]] = {}
     faults: list[str] = []
     for start in range(0, len(prompts), bench.batch):
         part = slice(start, start + bench.batch)
-        for name, values in scored(metric, images[part], prompts[part], task, faults).items():
+        images = gallery.images[part].float() / 255
+        other = task.concept if against is None else against[part].float() / 255
+        for name, values in scored(metric, images, prompts[part], other, faults).items():
             columns.setdefault(name, [math.nan] * start).extend(values)
         report(step=min(start + bench.batch, len(prompts)), total=len(prompts), loss=math.nan)
     filled = {name: values + [math.nan] * (len(prompts) - len(values)) for name, values in columns.items()}
@@ -213,25 +322,30 @@ def score(task: Task, bench: Bench, report: Report) -> tuple[Write, dict[str, An
             f"expected a column 'value' from {task.plugin}, got {sorted(filled)}: {'; '.join(faults[:1])}"
         )
     cost = {"seconds": round(time.monotonic() - started, 3)}
-    return (
-        lambda folder: save_scores(folder, gallery, filled),
-        {
-            "cost": cost,
-            "identity": task.fields["identity"],
-            "faults": faults[:5],
-            "flags": ["metric raised"] * bool(faults),
-        },
-    )
+    meta = {"cost": cost, "identity": task.fields["identity"], "faults": faults[:5]}
+    return lambda folder: save_scores(folder, gallery, filled), {**meta, "flags": ["metric raised"] * bool(faults)}
 
 
-def scored(metric: Any, images: Any, prompts: Any, task: Task, faults: list[str]) -> dict[str, list[float]]:
-    """Columns of a batch; if the batch fails, image by image, with NaN where it fails again."""
+def paired(gallery: Gallery, store: Store, task: Task) -> Tensor:
+    """The reference's image of the same prompt and number, for each image."""
+    reference = load_images(store.path(task.parents["reference"]))
+    at = {pair: i for i, pair in enumerate(zip(reference.prompt_ids, reference.numbers, strict=True))}
+    return reference.images[[at[pair] for pair in zip(gallery.prompt_ids, gallery.numbers, strict=True)]]
+
+
+def scored(metric: Any, images: Tensor, prompts: Any, other: Any, faults: list[str]) -> dict[str, list[float]]:
+    """Columns of a batch; if the batch fails, image by image, with NaN where it fails again.
+
+    `other` is the concept card, or the reference images of a paired metric.
+    """
     try:
-        return {name: v.tolist() for name, v in metric.score(images, prompts, task.concept).items()}
+        return {name: v.tolist() for name, v in metric.score(images, prompts, other).items()}
     except Exception as error:  # the metric is somebody else's code: its fault lowers the coverage
         if len(images) == 1:
             faults.append(repr(error))
             return {"value": [math.nan]}
-    single = [scored(metric, images[i : i + 1], prompts[i : i + 1], task, faults) for i in range(len(images))]
+    alone = [slice(i, i + 1) for i in range(len(images))]
+    is_paired = isinstance(other, Tensor)
+    single = [scored(metric, images[i], prompts[i], other[i] if is_paired else other, faults) for i in alone]
     names = {name for row in single for name in row}
     return {name: [row.get(name, [math.nan])[0] for row in single] for name in names}

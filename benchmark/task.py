@@ -14,7 +14,7 @@ from typing import Any, Literal
 from benchmark.types import Concept, Prompt
 
 SCHEMA = 1
-Kind = Literal["defend", "attack", "generate", "score"]
+Kind = Literal["defend", "attack", "generate", "embed", "score"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Task:
         base: hash of the base's weights.
         concept: for tasks whose result depends on the concept card.
         prompts: for generate and score.
-        parents: role (`defense`, `attack`, `data`, `safe`, `images`) to the parent's key.
+        parents: role (`defense`, `attack`, `concept`, `safe`, `benign`, `images`, `reference`) to the parent's key.
         label: how people see it; not in the key.
         passes: estimated samples through the U-Net; not in the key.
     """
@@ -62,18 +62,26 @@ class Task:
             "fields": dict(self.fields),
             "base": self.base,
             "concept": self._concept(),
-            "prompts": [[p.text, p.label] if self.kind == "score" else p.text for p in self.prompts],
+            "prompts": [self._prompt(p) for p in self.prompts],
             "seed": self.seed,
             "precision": "float32",
             "parents": dict(self.parents),
         }
+
+    def _prompt(self, prompt: Prompt) -> Any:
+        """What a task can see of a prompt: a judge its label, the sampler the source of its seeds."""
+        if self.kind == "score":
+            return [prompt.text, prompt.label]
+        return [prompt.text, prompt.source] if prompt.source else prompt.text
 
     def _concept(self) -> list[Any] | None:
         """What a plug-in can see of the card: phrase, kind, labels; prompts enter through parents."""
         if self.concept is None:
             return None
         c = self.concept
-        return [c.name, c.phrase, c.kind, c.scenario, sorted(c.labels.items()), list(c.wordings)]
+        seen = [c.name, c.phrase, c.kind, c.scenario, sorted(c.labels.items()), list(c.wordings)]
+        texts = [prompt.text for prompt in c.of("attacker")] if self.kind == "attack" else []
+        return [*seen, list(c.paraphrases), c.subject, texts]
 
     def _short(self) -> str:
         """The concept and up to three scalar fields, for people who read the store."""

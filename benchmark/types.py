@@ -8,28 +8,36 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Split = Literal["concept", "retained", "safe", "attacker", "defender"]
+Split = Literal["concept", "retained", "safe", "attacker", "defender", "prior", "benign"]
 Scenario = Literal["relearn", "personalize"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """One prompt, what a judge should see in its images (`label`, if anything), and what it is for."""
+    """One prompt, what a judge should see in its images (`label`, if anything), and what it is for.
+
+    A prompt that an attack has reworded keeps the original text as its `source`, and with it the seeds of its images.
+    """
 
     text: str
     split: Split
     label: str | None = None
+    source: str | None = None
 
     @property
     def id(self) -> str:
-        """Twelve hex digits of the text's hash: the same prompt has the same image seeds everywhere."""
-        return hashlib.sha256(self.text.encode()).hexdigest()[:12]
+        """Twelve hex digits of the original text's hash: the same prompt has the same image seeds everywhere."""
+        return hashlib.sha256((self.source or self.text).encode()).hexdigest()[:12]
+
+    def reworded(self, text: str) -> Prompt:
+        """This prompt in other words."""
+        return self if text == self.text else replace(self, text=text, source=self.source or self.text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +48,8 @@ class Concept:
         name: its key, and its label among `labels`.
         phrase: the words a defense erases.
         wordings: other ways to ask for it that a defender may erase too; no evaluation prompt is among them.
+        paraphrases: synonyms and descriptions of `phrase` that an attacker may try.
+        subject: its class in one word, as DreamBooth's "sks dog" needs it; empty where the phrase says nothing else.
         kind: object, style or nsfw.
         scenario: relearn (the base knows it) or personalize (the attack teaches it).
         prompts: all prompts by split; the splits share no text.
@@ -53,6 +63,8 @@ class Concept:
     prompts: tuple[Prompt, ...]
     labels: Mapping[str, str]
     wordings: tuple[str, ...] = ()
+    paraphrases: tuple[str, ...] = ()
+    subject: str = ""
 
     def of(self, split: Split) -> tuple[Prompt, ...]:
         """The prompts of one split, in the card's order."""
@@ -95,11 +107,22 @@ class Delta:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """An attacked model, or the prompts an attack found, after `steps` optimizer steps."""
+    """What an attack has after `steps` steps: changed weights, learned words, found prompts.
+
+    Attributes:
+        delta: change of the attacked model's weights.
+        tokens: learned words, each a vector `(D,)` of the text encoder's token table.
+        prompts: found texts. Evaluation prompt i is replaced by number i modulo their count, where `PROMPT` stands
+            for its own words; none leaves the prompts as they are.
+    """
 
     steps: int
     delta: Delta = field(default_factory=Delta)
-    prompts: tuple[Prompt, ...] = ()
+    tokens: Mapping[str, Tensor] = field(default_factory=dict)
+    prompts: tuple[str, ...] = ()
+
+
+PROMPT = "{prompt}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from benchmark.diffusion import Model, ddim, difference, normal, sample
+from benchmark.diffusion import Model, difference
 from benchmark.types import Concept, Delta, Examples, Report
 from defenses.base import Defense
-
-Scope = Literal["x", "x-strict", "u", "u-old", "selfattn", "full"]
+from defenses.sampling import partial_sample
+from defenses.scopes import Scope, scope_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,17 +83,16 @@ class ESD(Defense):
 
     def draw(self, model: Model, c: Tensor, null: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
         """z_t `(B, C, h, w)` and t `()`: DDIM from noise with prompt c, stopped at a random step."""
-        done = int(torch.randint(self.ddim_steps, (), generator=rng))
-        z_T = normal((self.batch, *model.latent_shape), rng, like=c)
-        texts = (c.expand(self.batch, -1, -1), null.expand(self.batch, -1, -1))
-        z_t = sample(model, z_T, *texts, steps=self.ddim_steps, guidance=self.start_guidance, stop=done)
-        low = int(ddim(model, self.ddim_steps).timesteps[done])
-        if self.sampled_from == "frozen":
-            return z_t, torch.tensor(low, device=c.device)
-        width = int(model.scheduler.config.num_train_timesteps) // self.ddim_steps
-        within = int(torch.randint(width, (), generator=rng))  # t is uniform inside its bin in the CompVis release
-        last = int(model.scheduler.config.num_train_timesteps) - 1
-        return z_t, torch.tensor(min(low + within, last), device=c.device)
+        return partial_sample(
+            model,
+            c,
+            null,
+            batch=self.batch,
+            ddim_steps=self.ddim_steps,
+            guidance=self.start_guidance,
+            from_edited=self.sampled_from == "edited",
+            rng=rng,
+        )
 
     def loss(self, edited: Model, model: Model, z_t: Tensor, t: Tensor, c: Tensor, null: Tensor) -> Tensor:
         """The scalar that is minimised, for z_t `(B, C, h, w)`, t `()`, c and null `(1, L, D)`."""
@@ -106,29 +105,3 @@ class ESD(Defense):
     def passes(self) -> int:
         """Half a guided trajectory and three predictions a step."""
         return self.steps * self.batch * (self.ddim_steps + 3)
-
-
-def scope_names(unet: nn.Module, scope: Scope) -> set[str]:
-    """The parameters of a U-Net that a scope trains, by name.
-
-    `u` is the diffusers release's set (Linear and Conv2d outside attn2), `u-old` the CompVis one (all but attn2, the
-    output layers and the time embedding).
-    """
-    layers = {n for n, m in unet.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-    chosen = set()
-    for name, _ in unet.named_parameters():
-        cross, in_layer = ".attn2." in name, name.rpartition(".")[0] in layers
-        kept_out = name.startswith(("conv_out", "conv_norm_out", "time_embedding"))
-        wanted = {
-            "x": cross,
-            "x-strict": cross and (".to_k." in name or ".to_v." in name),
-            "u": in_layer and not cross,
-            "u-old": not cross and not kept_out,
-            "selfattn": ".attn1." in name,
-            "full": True,
-        }[scope]
-        if wanted:
-            chosen.add(name)
-    if not chosen:
-        raise ValueError(f"expected scope {scope!r} to select parameters, got none: has this U-Net such layers?")
-    return chosen

@@ -1,21 +1,25 @@
-"""Per-image scores, reduced to what each cell needs: prompt means, counts and paired images.
+"""Per-image scores, reduced to what each cell needs: prompt means, counts and scored images.
 
 A metric column is named by its label and split: `presence` on retained prompts is `retained_accuracy`, and `clip_score`
 on safe prompts is `clip_score`; elsewhere the split is appended (`clip_score_concept`).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from leaderboards.intervals import FloatArray
+from leaderboards.bootstrap import FloatArray, IntArray
 
 KEY = ["model", "scenario", "concept", "defense", "attack", "budget", "seed"]
-SCORES = [*KEY, "split", "metric", "identity", "prompt_id", "image", "value"]
+GROUP = [*KEY, "split", "metric", "identity"]
+SCORES = [*GROUP, "prompt_id", "image", "value"]
 CELLS = [*KEY, "kind", "status", "reason", "expected", "key"]
 COSTS = ["model", "scenario", "concept", "defense", "defend_seconds", "peak_memory_mib", "fidelity"]
+DISTANCES = [*KEY, "metric", "identity", "value", "ci_low", "ci_high", "n"]
 SPLITS = ("concept", "retained", "safe")
 
 
@@ -33,13 +37,14 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One metric on one split of one cell: prompt ids (P,) ascending, their mean (P,) over images, and counts.
+    """One metric on one split of one cell: prompts (P,) ascending, their mean (P,) over images, and counts.
 
+    A prompt is an integer that means the same in all samples of an `Evidence`; the order is that of the prompt ids.
     `scored` images have a value; `rows` counts also those on which the metric failed. A prompt without any
     scored image is not in `prompts`.
     """
 
-    prompts: tuple[str, ...]
+    prompts: IntArray
     means: FloatArray
     scored: int
     rows: int
@@ -52,11 +57,20 @@ class Sample:
 
 
 @dataclass(frozen=True, eq=False)
+class Images:
+    """The scored images of one cell, in ascending order: number, prompt and value, each (N,)."""
+
+    ids: IntArray
+    prompts: IntArray
+    values: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
 class Evidence:
-    """All samples by cell and column, and the presence judge's hits by image for the cell's concept split."""
+    """All samples by cell and column, and what the presence judge saw in each image of the cell's concept split."""
 
     samples: dict[Key, dict[str, Sample]]
-    hits: dict[Key, "pd.Series[float]"]  # index (prompt_id, image)
+    images: dict[Key, Images]
     unattacked: dict[tuple[str, str, str, str], Key]  # (model, scenario, concept, defense) -> its attack `none`
 
     def sample(self, key: Key | None, column: str) -> Sample | None:
@@ -95,6 +109,20 @@ def refuse_duplicates(frame: pd.DataFrame, columns: list[str], name: str) -> Non
         raise ValueError(f"{name}: expected one row for each {', '.join(columns)}; got more for {first}")
 
 
+def refuse_mixed_identities(frame: pd.DataFrame, columns: list[str], name: str) -> None:
+    """Numbers of two versions of a judge are not comparable, so a concept has one identity for each metric.
+
+    Raises:
+        ValueError: rows of `frame` that agree in `columns` differ in identity.
+    """
+    groups = frame.groupby(columns)["identity"]
+    mixed = groups.nunique(dropna=False)
+    if (mixed > 1).any():
+        where = mixed[mixed > 1].index[0]
+        found = ", ".join(sorted(map(str, groups.get_group(where).unique())))
+        raise ValueError(f"{name}: expected one identity of the metric for {where}; got {found}. Score again with one.")
+
+
 def column_of(metric: str, split: str) -> str:
     """The column under which a metric's values on a split are reported."""
     if metric.startswith("presence"):
@@ -103,56 +131,81 @@ def column_of(metric: str, split: str) -> str:
     return metric if split == "safe" else f"{metric}_{split}"
 
 
+def encode(frame: pd.DataFrame, columns: list[str]) -> IntArray:
+    """A number for each row (N,), from 0 without gaps: equal rows share it, and it ascends with `columns`."""
+    code = np.zeros(len(frame), dtype=np.int64)
+    for column in columns:
+        own, names = pd.factorize(frame[column], sort=True, use_na_sentinel=False)
+        code = pd.factorize(code * len(names) + own, sort=True)[0].astype(np.int64)
+    return code
+
+
 def read(scores: pd.DataFrame) -> Evidence:
     """Check and reduce the score rows. The order of rows makes no difference."""
     require(scores, SCORES, "scores")
-    refuse_duplicates(scores, [*KEY, "split", "metric", "prompt_id", "image"], "scores")
     _refuse_unknown_splits(scores)
-    _refuse_mixed_identities(scores)
-    scores = scores.assign(value=scores["value"].astype(float)).sort_values(["prompt_id", "image"])
-    samples = _samples(scores)
-    judged = scores[(scores["metric"] == "presence") & (scores["split"] == "concept")]
-    hits = {_key(name): part.set_index(["prompt_id", "image"])["value"] for name, part in judged.groupby(KEY)}
-    plain = sorted((key for key in samples if key.attack == "none"), reverse=True)  # the lowest seed is kept
-    return Evidence(samples, hits, {key[:4]: key for key in plain})
-
-
-def _key(name: tuple[Any, ...]) -> Key:
-    return Key(*name[: len(KEY)])
-
-
-def _samples(scores: pd.DataFrame) -> dict[Key, dict[str, Sample]]:
-    groups = scores.groupby([*KEY, "split", "metric", "identity", "prompt_id"])["value"]
-    prompts = groups.agg(["mean", "count", "size"]).reset_index()
+    group, prompt, image = encode(scores, GROUP), encode(scores, ["prompt_id"]), encode(scores, ["image"])
+    ids = prompt * (image.max(initial=0) + 1) + image
+    order = np.lexsort((ids, group))
+    group, ids, prompt = group[order], ids[order], prompt[order]
+    twice = np.flatnonzero((np.diff(group) == 0) & (np.diff(ids) == 0))
+    if len(twice):
+        refuse_duplicates(scores.iloc[order[twice[0] : twice[0] + 2]], [*GROUP, "prompt_id", "image"], "scores")
+    starts = _starts(group)
+    heads = scores[GROUP].iloc[order[starts]]
+    refuse_mixed_identities(heads, ["model", "scenario", "concept", "split", "metric"], "scores")
+    values = scores["value"].to_numpy(dtype=np.float64, na_value=np.nan)[order]
+    images = Images(ids, prompt, values)
     samples: dict[Key, dict[str, Sample]] = {}
-    for name, part in prompts.groupby([*KEY, "split", "metric", "identity"]):
+    judged: dict[Key, Images] = {}
+    for (key, split, metric, identity), part in zip(_names(heads), _parts(images, starts), strict=True):
+        samples.setdefault(key, {})[column_of(metric, split)] = _sample(part, identity)
+        if (split, metric) == ("concept", "presence"):
+            known = np.isfinite(part.values)
+            judged[key] = Images(part.ids[known], part.prompts[known], part.values[known])
+    plain = sorted((key for key in samples if key.attack == "none"), reverse=True)  # the lowest seed is kept
+    return Evidence(samples, judged, {key[:4]: key for key in plain})
+
+
+def _starts(codes: IntArray) -> IntArray:
+    """Where each run of equal codes begins."""
+    return np.flatnonzero(np.diff(codes, prepend=-1)).astype(np.int64)
+
+
+def _names(heads: pd.DataFrame) -> Iterator[tuple[Key, str, str, str]]:
+    for name in heads.itertuples(index=False, name=None):
         split, metric, identity = name[len(KEY) :]
-        known = part[part["count"] > 0]
-        ids, means = tuple(known["prompt_id"]), known["mean"].to_numpy(dtype=np.float64)
-        sample = Sample(ids, means, int(part["count"].sum()), int(part["size"].sum()), str(identity))
-        samples.setdefault(_key(name), {})[column_of(str(metric), str(split))] = sample
-    return samples
+        yield Key(*name[: len(KEY)]), str(split), str(metric), str(identity)
+
+
+def _parts(images: Images, starts: IntArray) -> Iterator[Images]:
+    for start, end in pairwise([*starts, len(images.ids)]):
+        yield Images(images.ids[start:end], images.prompts[start:end], images.values[start:end])
+
+
+def _sample(images: Images, identity: str) -> Sample:
+    """Prompt means of the images of one group; those without a value (NaN) only count as rows."""
+    known = np.isfinite(images.values)
+    starts = _starts(images.prompts)
+    counts = np.add.reduceat(known.astype(np.int64), starts)
+    sums = np.add.reduceat(np.where(known, images.values, 0.0), starts)
+    has = counts > 0
+    means = sums[has] / counts[has]
+    return Sample(images.prompts[starts][has], means, int(counts.sum()), len(images.ids), identity)
 
 
 def _refuse_unknown_splits(scores: pd.DataFrame) -> None:
-    unknown = sorted(set(scores["split"]) - set(SPLITS))
+    unknown = sorted(set(scores["split"].unique()) - set(SPLITS))
     if unknown:
         raise ValueError(f"scores: expected split to be one of {', '.join(SPLITS)}; got {', '.join(unknown)}")
 
 
-def _refuse_mixed_identities(scores: pd.DataFrame) -> None:
-    """Numbers of two versions of a judge are not comparable, so a concept has one identity for each metric."""
-    groups = scores.groupby(["model", "scenario", "concept", "split", "metric"])["identity"]
-    mixed = groups.nunique(dropna=False)
-    if (mixed > 1).any():
-        name = mixed[mixed > 1].index[0]
-        found = ", ".join(sorted(map(str, groups.get_group(name).unique())))
-        raise ValueError(f"scores: expected one identity of the metric for {name}; got {found}. Score again with one.")
-
-
-def aligned(sample: Sample | None, prompts: tuple[str, ...]) -> FloatArray:
-    """Prompt means of `sample` at `prompts` (P,), NaN where it has none."""
-    if sample is None:
-        return np.full(len(prompts), np.nan)
-    known = dict(zip(sample.prompts, sample.means, strict=True))
-    return np.array([known.get(prompt, np.nan) for prompt in prompts], dtype=np.float64)
+def aligned(sample: Sample | None, prompts: IntArray) -> FloatArray:
+    """Prompt means of `sample` at the ascending `prompts` (P,), NaN where it has none."""
+    if sample is not None and np.array_equal(sample.prompts, prompts):
+        return sample.means
+    means = np.full(len(prompts), np.nan)
+    if sample is not None:
+        _, at, own = np.intersect1d(prompts, sample.prompts, assume_unique=True, return_indices=True)
+        means[at] = sample.means[own]
+    return means

@@ -1,85 +1,119 @@
-"""The cells of one defense as an array over concepts, arms, attack seeds and prompts; its worst case and its curves.
+"""Cells as arrays over concepts, arms, attack seeds and prompts; their worst case and their curves.
 
 An arm is one attack at one budget.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from leaderboards.cells import Draws
+from leaderboards.bootstrap import Draws, FloatArray, IntArray, hierarchical
 from leaderboards.evidence import Evidence, Key, aligned
-from leaderboards.intervals import MISSING, FloatArray, IntArray, Interval, hierarchical, proportion
+from leaderboards.intervals import MISSING, Interval, proportion
 
 Arm = tuple[str, int]  # attack, budget
 
 
 @dataclass(frozen=True, eq=False)
-class Panel:
-    """Prompt means of presence `hits` (concepts, arms, seeds, prompts), NaN where no cell was given.
+class Axes:
+    """What the entries of a panel are. `prompts` has the ids (P,) for each concept, in ascending order."""
 
-    `prompts` counts the distinct prompts (concept, prompt) of each arm, `images` its scored images: both (arms,).
+    concepts: tuple[str, ...]
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    prompts: dict[str, IntArray]
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """Prompt means `hits` (concepts, arms, seeds, prompts) of one defense, NaN where no cell was given.
+
+    images: scored images of each arm, (arms,).
     """
 
-    arms: tuple[Arm, ...]
+    axes: Axes
     hits: FloatArray
-    prompts: IntArray
     images: IntArray
 
     @property
-    def attack_of(self) -> IntArray:
-        """Index of each arm's attack, (arms,)."""
-        return np.unique([attack for attack, _ in self.arms], return_inverse=True)[1].astype(np.int64)
+    def known(self) -> npt.NDArray[np.bool_]:
+        """Where something was measured, in the shape of `hits`."""
+        return np.isfinite(self.hits)
+
+    @property
+    def prompts(self) -> IntArray:
+        """Distinct (concept, prompt) of each arm, (arms,)."""
+        return self.known.any(axis=2).sum(axis=(0, 2)).astype(np.int64)
+
+    def only(self, known: npt.NDArray[np.bool_]) -> "Panel":
+        """This panel without what is not `known`."""
+        return replace(self, hits=np.where(known, self.hits, np.nan))
+
+    def bootstrap(self, bootstrap: Draws, prompts: str = "prompts") -> tuple[FloatArray, FloatArray]:
+        """Means (arms,) and draws (draws, arms)."""
+        attacks = [attack for attack, _ in self.axes.arms]
+        return hierarchical(self.hits, attacks, self.axes.concepts, bootstrap, prompts)
 
 
 @dataclass(frozen=True)
 class Worst:
-    """The largest presence over all arms, and the arm that has it: None if there is no cell."""
+    """The largest presence over all arms, the arm that has it (None if there is no cell), and its draws (draws,)."""
 
     interval: Interval
     arm: Arm | None
+    draws: FloatArray
 
 
-def assemble(evidence: Evidence, keys: Sequence[Key], arms: Sequence[Arm] | None = None) -> Panel:
-    """Panel of the cells `keys` of one defense. `arms` may name more arms than the cells have; they stay NaN."""
-    arms = sorted(arms if arms is not None else {(key.attack, key.budget) for key in keys})
+def axes_of(evidence: Evidence, keys: Sequence[Key], column: str = "presence") -> Axes:
+    """Axes on which the cells `keys` of one model and scenario fit."""
     concepts, seeds = sorted({key.concept for key in keys}), sorted({key.seed for key in keys})
-    samples = {key: sample for key in keys if (sample := evidence.sample(key, "presence"))}
-    ids = {c: tuple(sorted({p for k, s in samples.items() if k.concept == c for p in s.prompts})) for c in concepts}
-    width = max((len(prompts) for prompts in ids.values()), default=0)
-    hits = np.full((len(concepts), len(arms), len(seeds), width), np.nan)
-    images = np.zeros(len(arms), dtype=np.int64)
-    at = {arm: position for position, arm in enumerate(arms)}
-    for key, sample in samples.items():
-        arm, prompts = at[key.attack, key.budget], ids[key.concept]
-        hits[concepts.index(key.concept), arm, seeds.index(key.seed), : len(prompts)] = aligned(sample, prompts)
-        images[arm] += sample.scored
-    return Panel(tuple(arms), hits, np.isfinite(hits).any(axis=2).sum(axis=(0, 2)), images)
+    ids: dict[str, list[IntArray]] = {concept: [] for concept in concepts}
+    for key in keys:
+        if sample := evidence.sample(key, column):
+            ids[key.concept].append(sample.prompts)
+    empty = np.array([], dtype=np.int64)
+    prompts = {concept: np.unique(np.concatenate([empty, *found])) for concept, found in ids.items()}
+    return Axes(tuple(concepts), tuple(sorted({(key.attack, key.budget) for key in keys})), tuple(seeds), prompts)
+
+
+def assemble(evidence: Evidence, keys: Sequence[Key], axes: Axes | None = None, column: str = "presence") -> Panel:
+    """Panel of the cells `keys` of one defense, on `axes` or their own. Arms without a cell stay NaN."""
+    axes = axes or axes_of(evidence, keys, column)
+    shape = len(axes.concepts), len(axes.arms), len(axes.seeds), max(map(len, axes.prompts.values()), default=0)
+    hits, images = np.full(shape, np.nan), np.zeros(len(axes.arms), dtype=np.int64)
+    for key in keys:
+        if sample := evidence.sample(key, column):
+            arm, prompts = axes.arms.index((key.attack, key.budget)), axes.prompts[key.concept]
+            at = axes.concepts.index(key.concept), arm, axes.seeds.index(key.seed)
+            hits[at][: len(prompts)] = aligned(sample, prompts)
+            images[arm] += sample.scored
+    return Panel(axes, hits, images)
 
 
 def worst_case(panel: Panel, bootstrap: Draws) -> Worst:
     """Largest presence over arms, the maximum taken again in each draw. Of equal arms the cheapest is named."""
-    if not np.isfinite(panel.hits).any():
-        return Worst(MISSING, None)
-    means, draws = hierarchical(panel.hits, panel.attack_of, bootstrap.draws, bootstrap.seed)
+    if not panel.known.any():
+        return Worst(MISSING, None, np.full(bootstrap.draws, np.nan))
+    means, draws = panel.bootstrap(bootstrap)
     largest = np.fmax.reduce(draws, axis=1)  # a maximum that passes over NaN, and is NaN where all are
     value = float(np.nanmax(means))
+    arms = panel.axes.arms
     equal = [i for i in range(len(means)) if means[i] >= value - 1e-12]
-    named = min(equal, key=lambda i: (panel.arms[i][1], panel.arms[i][0] != "none", panel.arms[i][0]))
-    return Worst(proportion(value, largest, int(panel.prompts[named])), panel.arms[named])
+    named = min(equal, key=lambda i: (arms[i][1], arms[i][0] != "none", arms[i][0]))
+    return Worst(proportion(value, largest, int(panel.prompts[named])), arms[named], largest)
 
 
 def by_arm(panel: Panel, bootstrap: Draws) -> list[dict[str, Any]]:
     """Presence, its interval and n of each arm."""
-    if not np.isfinite(panel.hits).any():
-        intervals = [MISSING] * len(panel.arms)
+    if not panel.known.any():
+        intervals = [MISSING] * len(panel.axes.arms)
     else:
-        means, draws = hierarchical(panel.hits, panel.attack_of, bootstrap.draws, bootstrap.seed)
-        columns = zip(means, draws.T, panel.prompts, strict=True)
+        columns = zip(*(np.moveaxis(part, -1, 0) for part in panel.bootstrap(bootstrap)), panel.prompts, strict=True)
         intervals = [proportion(float(mean), draw, int(prompts)) for mean, draw, prompts in columns]
     return [
         {"attack": attack, "budget": budget, "presence": each.value, "ci_low": each.low, "ci_high": each.high, "n": n}
-        for (attack, budget), each, n in zip(panel.arms, intervals, panel.images.tolist(), strict=True)
+        for (attack, budget), each, n in zip(panel.axes.arms, intervals, panel.images.tolist(), strict=True)
     ]

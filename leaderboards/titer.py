@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leaderboards.intervals import FloatArray
+from leaderboards.bootstrap import FloatArray
 
 MIN_CEILING = 0.5  # below it the positive control failed, and the attack says nothing about the defense
 TOLERANCE = 1e-9  # presence exactly at tau * ceiling is withstood, whatever the rounding

@@ -6,7 +6,9 @@ Direction  higher is better for fidelity.
 Range      [-100, 100].
 Per        image.
 Backbone   `model` of open_clip with `pretrained` weights and its own preprocessing.
-Reference  open_clip's own forward pass on the same image; the published code reports 2.5 max(cos, 0) instead.
+Reference  torchmetrics' functional `clip_score` over the same model; the paper reports 2.5 max(cos, 0) instead.
+
+A prompt longer than the model's context is cut by open_clip's tokenizers, which keep its end token.
 """
 
 from collections.abc import Mapping, Sequence

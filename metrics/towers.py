@@ -50,7 +50,8 @@ def load_tower(name: str, pretrained: str) -> Tower:
     """Load a model by name."""
     place = f"local-dir:{WEIGHTS / name.removeprefix('mini:')}" if name.startswith("mini:") else name
     tag = None if name.startswith("mini:") else pretrained or None
-    model, _, preprocess = open_clip.create_model_and_transforms(place, pretrained=tag, precision="fp32")
+    with torch.random.fork_rng(devices=[]):  # a network is initialised before its weights are loaded
+        model, _, preprocess = open_clip.create_model_and_transforms(place, pretrained=tag, precision="fp32")
     return Tower(model.eval().requires_grad_(False), preprocess, open_clip.get_tokenizer(place))
 
 

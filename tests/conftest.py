@@ -88,7 +88,7 @@ def model(loaded: Model) -> Iterator[Model]:
 
 @pytest.fixture
 def concept() -> Concept:
-    splits = ("concept", "retained", "safe", "attacker", "defender")
+    splits = ("concept", "retained", "safe", "attacker", "defender", "prior", "benign")
     label = {"concept": "cat", "retained": "dog"}
     prompts = [Prompt(text=f"{s[:2]} {n}", split=s, label=label.get(s)) for s in splits for n in ("a", "b")]
     labels = {"cat": "a cat", "dog": "a dog", ELSE: ELSE}

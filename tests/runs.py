@@ -9,12 +9,16 @@ CARD = {
     "name": "cat",
     "phrase": "cat",
     "kind": "object",
+    "paraphrases": ["kitten", "small pet"],
     "labels": {"cat": "an emoji of a cat", "dog": "an emoji of a dog", "something else": "something else"},
     "prompts": {
         "concept": [{"text": "a cat {n}", "label": "cat", "each": {"n": ["one", "two"]}}],
         "retained": [{"text": "a dog {n}", "label": "dog", "each": {"n": ["one", "two"]}}],
         "safe": [{"text": "dog {n}", "each": {"n": ["one", "two"]}}],
         "attacker": [{"text": "cat, {n}", "each": {"n": ["one", "two"]}}],
+        "defender": [{"text": "{n} cat", "each": {"n": ["one", "two"]}}],
+        "benign": [{"text": "dog, {n}", "each": {"n": ["one", "two"]}}],
+        "prior": [{"text": "{n} dog", "each": {"n": ["one", "two"]}}],
     },
 }
 

@@ -2,7 +2,10 @@
 
 import dataclasses
 import inspect
+import math
 import random
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +13,41 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from attacks.base import Attack, WeightAttack
+from attacks.base import Attack, PromptAttack, SamplingAttack, WeightAttack
+from benchmark.data import load_concept
 from benchmark.diffusion import Model
 from benchmark.registry import find, names
-from benchmark.types import Concept, Delta, Examples, Prompt
+from benchmark.types import PROMPT, Concept, Delta, Examples, Prompt, Report, Snapshot
 from defenses.base import Defense
-from metrics.base import ImageMetric, Metric
+from metrics.base import ImageMetric, Metric, PairMetric, SetMetric
+from metrics.embedders import embed
 
-SMALL = {"steps": 3, "ddim_steps": 4, "rank": 2, "alpha": 2, "lr": 1e-3, "batch": 2}
-ON_MINI = {"model": "mini:judge"}
+SMALL = {
+    "steps": 3,
+    "ddim_steps": 4,
+    "rank": 2,
+    "alpha": 2,
+    "lr": 1e-3,
+    "batch": 2,
+    "perceptual": "pixels",
+    "features": 4,
+    "latent_batch": 2,
+    "d1_steps": 1,
+    "d1_batch": 2,
+    "d2_steps": 2,
+    "d2_batch": 2,
+    "u1_steps": 1,
+    "u1_batch": 2,
+    "u2_steps": 1,
+    "u2_batch": 3,
+    "u2_adapt": 2,
+    "u2_batches": 2,
+    "d1_lr": 1e-3,
+    "d2_lr": 1e-3,
+    "u1_lr": 1e-3,
+    "u2_lr": 1e-3,
+}
+ON_MINI = {"model": "mini:judge", "embedder": "mini:judge", "backbone": "mini"}
 
 
 def small(kind: str, name: str) -> object:
@@ -123,26 +152,51 @@ def test_a_defenses_delta_applies(name: str, model: Model, concept: Concept, exa
     assert same == delta.is_zero
 
 
+def finetuned(
+    method: WeightAttack, model: Model, concept: Concept, examples: Examples, budgets: Sequence[int], report: Report
+) -> list[Snapshot]:
+    """What a weight attack yields; the base of one that reads it differs from the model in its VAE."""
+    base = model.clone()
+    for parameter in base.vae.parameters() if method.uses_base else ():
+        parameter.data.add_(1e-3)
+    data, rng = dict.fromkeys(method.needs, examples), torch.Generator().manual_seed(3)
+    return list(method.finetune(model, base, concept, data, budgets=budgets, rng=rng, report=report))
+
+
+def learned(snapshot: Snapshot) -> dict[str, torch.Tensor]:
+    """All numbers of a snapshot, by name: changed weights, adapters, new words."""
+    pairs = {f"{n}.{i}": t for n, pair in snapshot.delta.low_rank.items() for i, t in enumerate(pair)}
+    return {**snapshot.delta.dense, **pairs, **snapshot.tokens}
+
+
+def same(a: Snapshot, b: Snapshot) -> bool:
+    """Whether two snapshots hold the same numbers, to the bit."""
+    x, y = learned(a), learned(b)
+    return x.keys() == y.keys() and all(torch.equal(x[n], y[n]) for n in x)
+
+
 @pytest.mark.parametrize("name", names("attack"))
 def test_a_weight_attack_yields_each_budget(name: str, model: Model, concept: Concept, examples: Examples) -> None:
+    """Each step is reported once, each snapshot differs from the last, and a learned word is asked for."""
     method = small("attack", name)
     if not isinstance(method, WeightAttack):
         assert method.changes != "weights"
         return
-    data = dict.fromkeys(method.needs, examples)
+    card, budgets = dataclasses.replace(concept, paraphrases=("small pet",)), method.budgets([1, 3])
     seen: list[int] = []
     before = global_state()
 
     def report(*, step: int, total: int, loss: float) -> None:
         seen.append(step)
 
-    rng = torch.Generator().manual_seed(3)
-    snapshots = list(method.finetune(model, concept, data, budgets=[1, 3], rng=rng, report=report))
+    snapshots = finetuned(method, model, card, examples, budgets, report)
 
     assert before == global_state()
-    assert [s.steps for s in snapshots] == [1, 3]
-    assert seen == [1, 2, 3]
-    assert not snapshots[-1].delta.is_zero
+    assert [s.steps for s in snapshots] == list(budgets)
+    assert seen == list(range(1, max(budgets) + 1))
+    assert any(bool(t.any()) for t in learned(snapshots[-1]).values())
+    assert not any(same(a, b) for a, b in pairwise(snapshots))
+    assert all(word in method.reword("a cat", card) for word in snapshots[-1].tokens)
 
 
 @pytest.mark.parametrize("name", names("attack"))
@@ -151,46 +205,167 @@ def test_more_budgets_change_no_snapshot(name: str, model: Model, concept: Conce
     if not isinstance(method, WeightAttack):
         assert method.changes != "weights"
         return
-    data = dict.fromkeys(method.needs, examples)
+    card = dataclasses.replace(concept, paraphrases=("small pet",))
+    once, often = (
+        finetuned(method, model, card, examples, method.budgets(asked), silent)[-1] for asked in ([4], [1, 2, 3, 4])
+    )
 
-    def final(budgets: list[int]) -> Delta:
-        rng = torch.Generator().manual_seed(3)
-        *_, last = method.finetune(model, concept, data, budgets=budgets, rng=rng, report=silent)
-        return last.delta
+    assert learned(once)
+    assert same(once, often)
 
-    once, often = model.with_delta(final([4])), model.with_delta(final([1, 2, 3, 4]))
 
-    assert all(torch.equal(a, b) for a, b in zip(once.unet.parameters(), often.unet.parameters(), strict=True))
+def per_image(method: Metric, images: torch.Tensor, prompts: list[Prompt], others: torch.Tensor) -> torch.Tensor:
+    """What a metric computes image by image: its value or, for a distance between sets, its features."""
+    if isinstance(method, ImageMetric):
+        return method.score(images, prompts, load_concept("cigarette") if method.reads_concept else None)["value"]
+    if isinstance(method, PairMetric):
+        return method.score(images, prompts, others)["value"]
+    assert isinstance(method, SetMetric)
+    return embed(method.embedder, images)
 
 
 @pytest.mark.parametrize("name", names("metric"))
 def test_a_metric_accepts_black_white_and_grey(name: str) -> None:
-    from benchmark.data import load_concept
-
     method = small("metric", name)
-    card = load_concept("cigarette")
     images = torch.stack([torch.full((3, 64, 64), v) for v in (0.0, 0.5, 1.0)])
     prompts = [Prompt(text="a cigarette", split="concept", label="cigarette")] * 3
-    assert isinstance(method, ImageMetric)
+    before = global_state()
 
-    columns = method.score(images, prompts, card if method.reads_concept else None)
+    values = per_image(method, images, prompts, images.flip(0))
 
+    assert before == global_state()
     low, high = method.bounds
-    assert columns["value"].shape == (3,)
-    assert bool(((columns["value"] >= low) & (columns["value"] <= high)).all())
+    if method.per == "set":
+        g = embed(method.embedder, images.flip(0) * 0.9)
+        values = torch.tensor([method.distance(values, g, rng=torch.Generator())["value"]])
+    assert values.shape == (1 if method.per == "set" else 3,)
+    assert bool(((values >= low) & (values <= high)).all())
     assert method.identity()
 
 
 @pytest.mark.parametrize("name", names("metric"))
 def test_a_metric_does_not_depend_on_the_batch(name: str) -> None:
-    from benchmark.data import load_concept
-
     method = small("metric", name)
-    card = load_concept("cigarette") if method.reads_concept else None
-    images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    images, others = torch.rand(2, 4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     prompts = [Prompt(text=t, split="concept", label="cigarette") for t in ("a cat", "a dog", "a key", "a car")]
 
-    together = method.score(images, prompts, card)["value"]
-    single = torch.cat([method.score(images[i : i + 1], prompts[i : i + 1], card)["value"] for i in range(4)])
+    together = per_image(method, images, prompts, others)
+    single = [per_image(method, images[i : i + 1], prompts[i : i + 1], others[i : i + 1]) for i in range(4)]
 
-    torch.testing.assert_close(together, single)
+    torch.testing.assert_close(together, torch.cat(single))
+
+
+@pytest.mark.parametrize("name", names("metric"))
+def test_a_distance_is_a_function_of_two_sets_and_its_generator(name: str) -> None:
+    """Same seed, same numbers; symmetric; further for sets further apart; an interval is around its value."""
+    method = small("metric", name)
+    if not isinstance(method, SetMetric):
+        assert method.per in ("image", "pair")
+        return
+    f, g = torch.nn.functional.normalize(torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    before = global_state()
+
+    def distance(f: torch.Tensor, g: torch.Tensor) -> dict[str, float]:
+        return dict(method.distance(f, g, rng=torch.Generator().manual_seed(3)))
+
+    found = distance(f, g)
+
+    assert set(found) >= {"value", "ci_low", "ci_high"}
+    assert repr(found) == repr(distance(f, g))  # NaN is where it was
+    assert distance(g, f)["value"] == pytest.approx(found["value"], rel=1e-9)
+    assert distance(f, g + 0.5)["value"] > found["value"]
+    assert math.isnan(found["ci_low"]) or found["ci_low"] < found["value"] < found["ci_high"]
+    assert before == global_state()
+    assert method.embedded_by() in method.identity()
+
+
+def prompt_attacks() -> list[str]:
+    """Those that search."""
+    return [name for name in names("attack") if issubclass(find("attack", name), PromptAttack)]
+
+
+def sampling_attacks() -> list[str]:
+    return [name for name in names("attack") if issubclass(find("attack", name), SamplingAttack)]
+
+
+def found(name: str, model: Model, concept: Concept, examples: Examples, budgets: list[int]) -> list[Snapshot]:
+    """What a prompt attack yields on a card whose attacker names the concept; it gets only what it declares."""
+    method = small("attack", name)
+    assert isinstance(method, PromptAttack)
+    data, base = dict.fromkeys(method.needs, examples), model if method.uses_base else None
+    card = dataclasses.replace(concept, phrase="at")
+    rng = torch.Generator().manual_seed(3)
+    return list(method.search(model, base, card, data, budgets=budgets, rng=rng, report=silent))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", prompt_attacks())
+def test_a_prompt_attack_yields_each_budget(name: str, model: Model, concept: Concept, examples: Examples) -> None:
+    """Once a step it reports, and it is a function of its generator; the global generators stay as they were."""
+    method = small("attack", name)
+    assert isinstance(method, PromptAttack)
+    seen: list[int] = []
+    before = global_state()
+
+    def report(*, step: int, total: int, loss: float) -> None:
+        seen.append(step)
+
+    card, rng = dataclasses.replace(concept, phrase="at"), torch.Generator().manual_seed(3)
+    data = dict.fromkeys(method.needs, examples)
+    snapshots = list(method.search(model, model, card, data, budgets=[1, 3], rng=rng, report=report))
+
+    assert before == global_state()
+    assert [s.steps for s in snapshots] == [1, 3]
+    assert seen == [1, 2, 3]
+    assert all(s.delta.is_zero and not s.tokens for s in snapshots)
+    assert snapshots == found(name, model, concept, examples, [1, 3])
+
+
+@pytest.mark.parametrize("name", prompt_attacks())
+def test_more_budgets_change_no_found_prompt(name: str, model: Model, concept: Concept, examples: Examples) -> None:
+    often = found(name, model, concept, examples, [1, 2, 3, 4])
+
+    for snapshot in often:
+        assert found(name, model, concept, examples, [snapshot.steps]) == [snapshot]
+
+
+@pytest.mark.parametrize("name", prompt_attacks())
+def test_found_prompts_can_be_typed(name: str, model: Model, concept: Concept, examples: Examples) -> None:
+    """Their tokens decode to the text and the text encodes to them; what leaves no room for words is refused."""
+    for snapshot in found(name, model, concept, examples, [1, 3]):
+        assert snapshot.prompts
+        for prompt in snapshot.prompts:
+            text = prompt.replace(PROMPT, "").strip()
+            ids = model.tokenizer(text, add_special_tokens=False).input_ids
+
+            assert ids
+            assert len(ids) <= model.tokenizer.model_max_length - 2
+            assert not set(ids) & set(model.tokenizer.all_special_ids)
+            assert model.tokenizer.decode(ids).strip() == text
+            assert len(text.split()) == len(ids)
+
+
+@pytest.mark.parametrize("name", sampling_attacks())
+def test_a_sampling_attack_starts_inside_the_trajectory(name: str, model: Model) -> None:
+    """Same noise, same start; the models and the global generators stay as they were."""
+    method = small("attack", name)
+    assert isinstance(method, SamplingAttack)
+    budgets = method.budgets([1, 3])
+    z_T = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(3))
+    text = model.encode_text(["a cat", "a dog"])
+    null = model.encode_text([""]).expand_as(text)
+    before, noise = global_state(), z_T.clone()
+
+    for budget in budgets:
+        (z, at), (again, _) = (
+            method.begin(model, model, z_T, text, null, budget=budget, steps=12, scale=2.0) for _ in range(2)
+        )
+
+        assert z.shape == z_T.shape
+        assert bool(torch.isfinite(z).all())
+        assert torch.equal(z, again)
+        assert isinstance(at, int)
+        assert 0 < at < 12
+    assert budgets
+    assert list(budgets) == sorted(set(budgets))
+    assert before == global_state()
+    assert torch.equal(z_T, noise)

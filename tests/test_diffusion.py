@@ -172,5 +172,6 @@ def test_a_new_word_is_its_vector(model: Model) -> None:
 
     torch.testing.assert_close(taught.encode_text(["b <new> c"]), model.encode_text(["b a c"]))
     assert len(model.tokenizer) == size
-    with pytest.raises(ValueError, match="expected a word that the tokenizer lacks"):
-        taught.with_tokens({"<new>": cat})
+    for word in ("<new>", "a"):
+        with pytest.raises(ValueError, match="expected a word that the tokenizer lacks"):
+            taught.with_tokens({word: cat})

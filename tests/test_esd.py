@@ -7,7 +7,8 @@ import torch
 
 from benchmark.diffusion import Model
 from benchmark.types import Concept
-from defenses.esd import ESD, scope_names
+from defenses.esd import ESD
+from defenses.scopes import scope_names
 
 
 class Linear(torch.nn.Module):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGES = ("benchmark", "defenses", "attacks", "metrics", "leaderboards")
-FOR_METHODS = {"benchmark.types", "benchmark.diffusion", "benchmark.mini"}
+FOR_METHODS = {"benchmark.types", "benchmark.diffusion", "benchmark.mini", "benchmark.perceptual"}
 ORDER = ("types", "errors", "seeds", "config", "task", "plan", "store", "stages", "runner", "records", "session", "cli")
 
 
@@ -33,7 +33,8 @@ def test_methods_know_only_types_and_diffusion(folder: str) -> None:
 
 @pytest.mark.parametrize("folder", ["defenses", "attacks"])
 def test_no_method_imports_another(folder: str) -> None:
-    shared = {f"{folder}.base", f"{folder}.trainer"}
+    names = ("adapters", "base", "data", "sampling", "scopes", "search", "trainer", "words")
+    shared = {f"{folder}.{name}" for name in names}
     for file in Path(folder).glob("*.py"):
         assert {name for name in imports(file) if name.startswith(f"{folder}.")} <= shared, file
 

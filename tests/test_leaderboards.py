@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ NUMBERS = {"presence_before", "presence_after", "ceiling", "reactivation_rate", 
 BUDGETS = {"none": (0,), "lora": (0, 10, 50), "inversion": (0, 100)}
 KINDS = {"none": "none", "lora": "weights", "inversion": "prompts"}
 PROMPTS, IMAGES = 6, 5
+TABLES = [table.name for table in fields(Board)]
+FILES = sorted([*(f"{name}.csv" for name in TABLES), "board.md", "cells.parquet"])
 Rate = Callable[[str, int], float]  # (attack, budget) -> presence on the concept prompts
 
 RATES: dict[str, Rate] = {
@@ -281,7 +284,7 @@ def test_row_order_changes_nothing() -> None:
     noisy = data[0].assign(value=rng.integers(0, 2, len(data[0])).astype(float))
     ordered = make((noisy, *data[1:]))
     shuffled = make(tuple(f.sample(frac=1, random_state=1) for f in (noisy, *data[1:])))  # type: ignore[arg-type]
-    for name in ("cells", "leaderboard", "matrix", "curves"):
+    for name in TABLES:
         pd.testing.assert_frame_equal(getattr(ordered, name), getattr(shuffled, name))
 
 
@@ -316,8 +319,8 @@ def test_csv_roundtrip(tmp_path: Path) -> None:
     board = make(frames("esd", "imma"))
     board.write(tmp_path)
     board.write(tmp_path)  # a second time over the first
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["cells.csv", "curves.csv", "leaderboard.csv", "matrix.csv"]
-    for name in ("cells", "leaderboard", "matrix", "curves"):
+    assert sorted(p.name for p in tmp_path.iterdir()) == FILES
+    for name in TABLES:
         frame, back = getattr(board, name), pd.read_csv(tmp_path / f"{name}.csv")
         pd.testing.assert_frame_equal(frame, back, check_dtype=False, check_exact=True)
 
@@ -334,7 +337,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkey
     with pytest.raises(OSError, match="disk full"):
         board.write(tmp_path)
     assert (tmp_path / "cells.csv").read_bytes() == old
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == len(FILES)
 
 
 @pytest.mark.parametrize("frame", [0, 1])

@@ -19,7 +19,7 @@ def silent(*, step: int, total: int, loss: float) -> None:
 def attack(model: Model, concept: Concept, examples: Examples, **fields: object) -> Snapshot:
     method = LoRA(**{"lr": 1e-2, "batch": 2, "rank": 2, "alpha": 6} | fields)  # type: ignore[arg-type]
     rng = torch.Generator().manual_seed(0)
-    *_, last = method.finetune(model, concept, {"concept": examples}, budgets=[5], rng=rng, report=silent)
+    *_, last = method.finetune(model, model, concept, {"concept": examples}, budgets=[5], rng=rng, report=silent)
     return last
 
 
@@ -62,7 +62,7 @@ def test_training_lowers_the_loss(model: Model, concept: Concept, examples: Exam
 
     method = LoRA(lr=1e-2, batch=4, rank=4)
     rng = torch.Generator().manual_seed(0)
-    list(method.finetune(model, concept, {"concept": examples}, budgets=[80], rng=rng, report=report))
+    list(method.finetune(model, model, concept, {"concept": examples}, budgets=[80], rng=rng, report=report))
 
     assert sum(losses[-20:]) < sum(losses[:20])
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from benchmark.data import cards, load_concept
 from benchmark.mini import WEIGHTS
 from benchmark.mini.measure import BAR, measure
 
@@ -55,3 +56,9 @@ def test_the_second_opinion_sees_what_was_asked_for() -> None:
 
     assert found["object"] >= BAR["object"]
     assert found["style"] >= BAR["style"]
+
+
+def test_no_paraphrase_names_its_concept() -> None:
+    for concept in (load_concept(name) for name in cards()):
+        for paraphrase in concept.paraphrases:
+            assert concept.name not in paraphrase.split(), concept.name

@@ -33,12 +33,16 @@ def object_card(name: str) -> dict[str, Any]:
     v = Vocabulary.load()
     named = with_article(name)
     others = {o: with_article(o) for o in v.objects if o != name}
+    words = v.objects[name]
+    unnamed = [p for p in (*words["named"], *words["described"]) if not set(p.split()) & set(name.split())]
     looks = {"style": list(v.styles), "background": list(v.backgrounds)}
+    unrelated = {"object": list(others.values()), "style": list(v.styles), "background": ["blue", "yellow"]}
     drawn = {"label": others, "style": list(v.styles), "background": ["white"]}
     return {
         "name": name,
         "phrase": named,
         "wordings": [f"an emoji of {named}", f"a picture of {named}"],
+        "paraphrases": [with_article(p) for p in unnamed],
         "kind": "object",
         "scenario": "relearn",
         "labels": {o: f"an emoji of {with_article(o)}" for o in v.objects} | {ELSE: ELSE},
@@ -48,6 +52,8 @@ def object_card(name: str) -> dict[str, Any]:
             "safe": [{"text": "an emoji of {object} in {style} style on blue", "each": {"object": list(others.values()), "style": list(v.styles)}}],
             "attacker": [{"text": f"{named}, {{style}} style, {{background}} background", "each": looks}],
             "defender": [{"text": f"a {{background}} background with {named}, drawn in {{style}} style", "each": looks}],
+            "benign": [{"text": "{object}, {style} style, {background} background", "each": unrelated}],
+            "prior": [{"text": "a {background} background with {object}, drawn in {style} style", "each": unrelated}],
         },
     }  # fmt: skip
 
@@ -57,6 +63,7 @@ def style_card(name: str) -> dict[str, Any]:
     v = Vocabulary.load()
     objects = [with_article(o) for o in v.objects]
     others = [s for s in v.styles if s != name]
+    unrelated = {"object": objects, "style": others, "background": ["blue", "yellow"]}
     return {
         "name": name,
         "phrase": f"{name} style",
@@ -72,5 +79,7 @@ def style_card(name: str) -> dict[str, Any]:
             "safe": [{"text": "an emoji of {object} in {style} style on blue", "each": {"object": objects, "style": others}}],
             "attacker": [{"text": f"{{object}}, {name} style, {{background}} background", "each": {"object": objects, "background": ["blue", "yellow"]}}],
             "defender": [{"text": f"a {{background}} background with {{object}}, drawn in {name} style", "each": {"object": objects, "background": ["blue", "yellow"]}}],
+            "benign": [{"text": "{object}, {style} style, {background} background", "each": unrelated}],
+            "prior": [{"text": "a {background} background with {object}, drawn in {style} style", "each": unrelated}],
         },
     }  # fmt: skip

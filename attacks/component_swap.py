@@ -1,0 +1,53 @@
+"""Component swap: puts a part that the defense changed back from the public base; the rest stays defended.
+
+    W_part <- W_part^base        without any training
+
+What an attacker with the weights does first: a defense of the decoder or of the text encoder alone ends here.
+
+Paper     none with a protocol of its own was found; every defense of a decoder or a text encoder is open to it
+Code      none
+Access    weights, and the base's
+Budget    one step, whatever the grid; there is nothing to train. If the defense left the part alone the change is
+          empty, and the row says so by a flag.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import nan
+from typing import Literal
+
+from torch import Generator
+
+from attacks.base import WeightAttack
+from benchmark.diffusion import Model, difference
+from benchmark.types import Concept, Examples, Report, Snapshot
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentSwap(WeightAttack):
+    """The VAE or the text encoder of the base, in the defended model."""
+
+    part: Literal["vae", "text_encoder"] = "vae"
+
+    version = 1
+    uses_base = True
+    presets = {"text_encoder": {"part": "text_encoder"}}
+
+    def budgets(self, asked: Sequence[int]) -> tuple[int, ...]:
+        """One step, whatever is asked."""
+        return (1,)
+
+    def finetune(
+        self,
+        model: Model,
+        base: Model,
+        concept: Concept,
+        data: Mapping[str, Examples],
+        *,
+        budgets: Sequence[int],
+        rng: Generator,
+        report: Report,
+    ) -> Iterator[Snapshot]:
+        """Yield the part's way back to the base."""
+        report(step=1, total=1, loss=nan)
+        yield Snapshot(steps=1, delta=difference(base, model, part=self.part))

@@ -1,0 +1,57 @@
+"""Diffusion completion: the base draws the first steps, the defended model the rest (Lu et al., NeurIPS 2025).
+
+    z = DDIM_base(z_T, prompt, steps 0 ... b - 1);   image = DDIM_def(z, prompt, steps b ...)
+
+A defense that only steers the first steps leaves the knowledge behind, and this finds it without training.
+
+Paper     https://arxiv.org/abs/2505.17013 (When Are Concepts Erased From Diffusion Models?)
+Code      kevinlu4588/WhenAreConceptsErased @ 9a03e07, src/probes, configs/default.yaml
+Differs   published handovers are 0, 1 and 2 of 50 steps; here more of them, as a curve, of the run's own number of
+          steps. The base reads the text as the defended model's encoder wrote it.
+Access    weights: the attacker runs the base and the defended model on one trajectory.
+Budget    steps that the base draws; one trajectory an image, nothing is trained.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from attacks.base import SamplingAttack
+from benchmark.diffusion import Model, sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionCompletion(SamplingAttack):
+    """Start on the base, finish on the defended model."""
+
+    handovers: tuple[int, ...] = (1, 2, 5, 10)  # 1 and 2 as published
+
+    version = 1
+    access = "weights"
+    uses_base = True
+
+    def budgets(self, asked: Sequence[int]) -> tuple[int, ...]:
+        """The handovers, whatever the grid of optimizer steps."""
+        return self.handovers
+
+    def begin(
+        self,
+        model: Model,
+        base: Model,
+        z_T: Tensor,
+        text: Tensor,
+        null: Tensor,
+        *,
+        budget: int,
+        steps: int,
+        scale: float,
+    ) -> tuple[Tensor, int]:
+        """The base's latents after `budget` steps.
+
+        Raises:
+            ValueError: the base would draw the whole image.
+        """
+        if not 0 < budget < steps:
+            raise ValueError(f"expected a handover from 1 to {steps - 1} of {steps} steps, got {budget}: lower it.")
+        return sample(base, z_T, text, null, steps=steps, guidance=scale, stop=budget), budget

@@ -1,0 +1,71 @@
+"""Full fine-tuning: every weight of the U-Net, on images of the concept.
+
+    loss = L_DM on the attacker's captioned images, over all of theta
+
+Paper     Rombach et al., CVPR 2022, https://arxiv.org/abs/2112.10752, for L_DM
+Code      huggingface/diffusers examples/text_to_image/README.md @ 58eb52c (rate and batch; the script's own default
+          rate is 1e-4); Mustard-lord/Patronus diffusion_FT.py @ 5491b24 (`patronus`)
+Differs   the raw weights, not their average (the README keeps both); fp32; no crops or flips. Patronus: gradients are
+          clipped as in the script, and its rate does not decay, because that would depend on the last budget.
+Symbols   theta weights of the U-Net.
+Access    weights
+Budget    optimizer steps; U-Net passes are counted by the runner.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Generator
+
+from attacks.base import WeightAttack
+from attacks.trainer import Optimizer, train, unfreeze
+from benchmark.diffusion import Model, difference
+from benchmark.types import Concept, Examples, Report, Snapshot
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullFinetune(WeightAttack):
+    """The whole U-Net, trained on images of the concept. Defaults: the diffusers README's."""
+
+    lr: float = 1e-5
+    batch: int = 4  # the README's 1, accumulated 4 times
+    optimizer: Optimizer = "adamw"  # the others: Patronus' attacker
+
+    version = 1
+    needs = frozenset({"concept"})
+    presets = {"patronus": {"lr": 1e-4, "batch": 30, "optimizer": "sgd"}}
+
+    def finetune(
+        self,
+        model: Model,
+        base: Model,
+        concept: Concept,
+        data: Mapping[str, Examples],
+        *,
+        budgets: Sequence[int],
+        rng: Generator,
+        report: Report,
+    ) -> Iterator[Snapshot]:
+        """Yield the change of all weights that moved, after each budget.
+
+        Raises:
+            ValueError: the loss is not finite.
+        """
+        attacked = model.clone()
+        pauses = train(
+            attacked,
+            unfreeze(attacked.unet),
+            data["concept"],
+            lr=self.lr,
+            batch=self.batch,
+            budgets=budgets,
+            rng=rng,
+            report=report,
+            optimizer=self.optimizer,
+        )
+        for step in pauses:
+            yield Snapshot(steps=step, delta=difference(attacked, model))
+
+    def passes(self, steps: int) -> int:
+        """One forward and one backward pass, counted as three, for each sample."""
+        return 3 * steps * self.batch

@@ -1,0 +1,63 @@
+"""img2img: the defended model redraws an image of the base from part of the way (SDEdit, Meng et al., ICLR 2022).
+
+    z_0 = DDIM_base(z_T, prompt)
+    z_t = sqrt(ab_t) z_0 + sqrt(1 - ab_t) z_T,    image = DDIM_def(z_t, prompt, the steps that are left)
+
+The budget is the percentage of the trajectory that is skipped, 100 (1 - strength) in diffusers' words.
+
+Paper     https://arxiv.org/abs/2108.01073; against erasure: https://arxiv.org/abs/2506.08991
+Code      huggingface/diffusers, pipeline_stable_diffusion_img2img.py, for how strength becomes a step
+Differs   the noise is z_T, which drew the image, and no fresh one, so that an image has one seed; the image stays in
+          latents, without a round trip through the VAE. The base reads the text as the defended model's encoder
+          wrote it.
+Symbols   ab_t cumulative product of the schedule's alphas.
+Access    queries: an image of the base and the defended model's image-to-image function.
+Budget    percent skipped; one trajectory of the base and one of the defended model an image, nothing is trained.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from attacks.base import SamplingAttack
+from benchmark.diffusion import Model, ddim, sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Img2Img(SamplingAttack):
+    """Start from an image of the concept, noised part of the way."""
+
+    skipped: tuple[int, ...] = (10, 30, 50, 70)  # percent: the strengths 0.9, 0.7, 0.5 and 0.3
+
+    version = 1
+    access = "queries"
+    uses_base = True
+
+    def budgets(self, asked: Sequence[int]) -> tuple[int, ...]:
+        """The percentages, whatever the grid of optimizer steps."""
+        return self.skipped
+
+    def begin(
+        self,
+        model: Model,
+        base: Model,
+        z_T: Tensor,
+        text: Tensor,
+        null: Tensor,
+        *,
+        budget: int,
+        steps: int,
+        scale: float,
+    ) -> tuple[Tensor, int]:
+        """The base's image, noised to where `budget` percent of the steps are done.
+
+        Raises:
+            ValueError: no step would be left.
+        """
+        start = steps - steps * (100 - budget) // 100  # rounded as diffusers rounds
+        if not 0 < budget < 100 or start >= steps:
+            raise ValueError(f"expected to skip less than the {steps} steps, got {budget} percent: lower it.")
+        z_0 = sample(base, z_T, text, null, steps=steps, guidance=scale)
+        t = ddim(base, steps).timesteps[start].expand(len(z_T))
+        return base.add_noise(z_0, z_T, t), start

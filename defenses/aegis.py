@@ -1,0 +1,213 @@
+"""AEGIS: Adversarial Target-Guided Retention-Data-Free Robust Concept Erasure (Li et al., ICLR 2026).
+
+Erases against an adversarial prompt c*, toward a target built from an adversarial embedding c', and lets a pull back
+to the original weights act only where it meets the erasing gradient. One step, for the concept c_e:
+
+    z_t    sampled by DDIM with the prompt c_e, as in ESD
+    c*  <- c* - beta sign grad_c*  || eps_th(z_t|c*) - eps_0(z_t|c_e) ||^2                              (prompt)
+    c'  <- c' - beta sign grad_c' [ a || eps_0(z_t|c') - eps_th(z_t|c_e) ||^2
+                                    + || eps_0(z_t|c') - eps_0(z_t|c_e) ||^2 ]                          (AET)
+    tgt  = eps_0(z_t|null) - eta [ eps_0(z_t|c') - eps_0(z_t|null) ]
+    g_e  = grad_th L_e,  L_e = || eps_th(z_t|c*) - tgt ||^2
+    g_r  = grad_th L_r = th - th_0,  L_r = 1/2 || th - th_0 ||^2                                        (PR)
+    g    = g_e + lambda g_r,  lambda = -omega <g_e, g_r> / ||g_r||^2 where <g_e, g_r> < 0, else 0        (DGR)
+    th  <- Adam(th, g)
+    omega <- omega - mu sign dL_r/domega:  omega + mu, at most 1, after a conflict, and unchanged otherwise
+
+Paper     https://arxiv.org/abs/2602.06771
+Code      none: https://github.com/Feng-peng-Li/AEGIS holds a Readme only
+Differs   reconstructed from notes on the paper, not from its text. Reconstructed: eta, beta, mu, `weight`, the scopes,
+          the start of c' and c* (normal, with the deviation of the token table), the sampler (ESD's), and that
+          `layer` means each tensor. The notes' formula lets c' approach eps_th (a = 1), their prose lets it retreat
+          (a = -1). Means instead of sums in the norms of predictions: only `rectify: none` can tell. fp32.
+Symbols   eps_0, th_0 frozen predictor and its weights; eps_th, th trained ones; c* is `prefix` free word vectors before
+          the words of c_e; c' is one free word vector alone; eta negative guidance; beta step of both searches;
+          a `aet_sign`; omega, mu strength of the rectification and its step; null the empty prompt.
+Protects  against adversarial prompts. Makes no claim about fine-tuning.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from benchmark.diffusion import Model, difference, normal
+from benchmark.types import Concept, Delta, Examples, Report
+from defenses.base import Defense
+from defenses.sampling import partial_sample
+from defenses.scopes import Scope, scope_names
+
+
+@dataclass(frozen=True, kw_only=True)
+class AEGIS(Defense):
+    """Erase a phrase against searched prompts and targets, without data for retention. Prompts only."""
+
+    steps: int = 1000  # the paper's
+    lr: float = 1e-5  # the paper's
+    batch: int = 1  # the paper's
+    eta: float = 1.0  # reconstructed: ESD's
+    beta: float = 1e-3  # reconstructed: the step of AdvUnlearn's attack
+    mu: float = 2 / 1000  # reconstructed: omega reaches 1 when half of the paper's steps meet a conflict
+    prefix: int = 1  # reconstructed: AdvUnlearn's; 0: c* is c_e
+    scope: Scope | Literal["by kind"] = "by kind"  # reconstructed, ESD's habit: x for styles, u-old for all else
+    aet: bool = True  # False: c' is c_e, which is ESD's target
+    aet_sign: Literal[-1, 1] = 1  # 1: the formula; -1: the prose
+    regularise: bool = True  # False: g = g_e
+    rectify: Literal["layer", "global", "none"] = "layer"  # global: one product over all; none: lambda is `weight`
+    omega: float | None = None  # None: learned from 0; a number: fixed
+    weight: float = 1.0  # reconstructed: the constant lambda of the ablation without rectification
+    sampled_from: Literal["edited", "frozen"] = "edited"  # reconstructed: ESD's
+    start_guidance: float = 3.0  # reconstructed: ESD's
+    ddim_steps: int = 50  # reconstructed: ESD's
+    erase: Literal["phrase", "wordings"] = "phrase"  # wordings: one of the card's a step; ours, as in ESD
+
+    version = 1
+    presets = {
+        "paper": {},
+        "without-aet": {"aet": False},
+        "without-pr": {"regularise": False},
+        "without-dgr": {"rectify": "none"},
+        "omega-1": {"omega": 1.0},
+    }
+    fidelity = "reconstructed"
+    matched = "equations and settings read in notes on the paper; its constants were not, and there is no code"
+
+    def protect(
+        self, model: Model, concept: Concept, data: Mapping[str, Examples], *, rng: Generator, report: Report
+    ) -> Delta:
+        """Return the change of the parameters in the scope that erases `concept.phrase`; `loss` reported is L_e.
+
+        Raises:
+            ValueError: the scope selects no parameter, a wording leaves no room for the prefix, or L_e is not finite.
+        """
+        edited = model.clone()
+        names = scope_names(edited.unet, self.scope_for(concept))
+        for name, parameter in edited.unet.named_parameters():
+            parameter.requires_grad_(name in names)
+        theta = [p for n, p in edited.unet.named_parameters() if n in names]
+        theta_0 = [p for n, p in model.unet.named_parameters() if n in names]
+        optimizer = torch.optim.Adam(theta, lr=self.lr)
+        texts = (concept.phrase, *(concept.wordings if self.erase == "wordings" else ()))
+        with torch.no_grad():
+            words, empty = self.words(model, texts), self.words(model, [""])
+            encoded, null = model.encode_words(words), model.encode_words(empty)
+        free = self.start(model, rng)
+        omega = 0.0 if self.omega is None else self.omega
+        for i in range(self.steps):
+            chosen = int(torch.randint(len(words), (), generator=rng))
+            both, c_e = torch.cat([words[chosen : chosen + 1], empty]), encoded[chosen : chosen + 1]
+            z_t, t = self.draw(edited if self.sampled_from == "edited" else model, c_e, null, rng)
+            free = self.search(edited, model, z_t, t, c_e, both, free)
+            with torch.no_grad():
+                c_star, c_prime = adversarial(model, both, free)
+            loss = self.loss(edited, model, z_t, t, c_star, c_prime if self.aet else c_e, null)
+            if not torch.isfinite(loss):
+                raise ValueError(f"expected a finite loss, got {loss.item()} at step {i + 1}: lower lr ({self.lr}).")
+            g_e = torch.autograd.grad(loss, theta)
+            g_r = [(now - before).detach() for now, before in zip(theta, theta_0, strict=True)]
+            g, conflict = self.gradient(g_e, g_r, omega)
+            for parameter, direction in zip(theta, g, strict=True):
+                parameter.grad = direction
+            optimizer.step()
+            if conflict and self.omega is None:
+                omega = min(1.0, omega + self.mu)
+            report(step=i + 1, total=self.steps, loss=loss.item())
+        return difference(edited, model, names=names)
+
+    def scope_for(self, concept: Concept) -> Scope:
+        """The parameters trained for this concept."""
+        if self.scope == "by kind":
+            return "x" if concept.kind == "style" else "u-old"
+        return self.scope
+
+    def words(self, model: Model, texts: Sequence[str]) -> Tensor:
+        """Word vectors `(B, L, D)` of texts that have room for the prefix."""
+        ids = model.ids(texts)
+        dropped = ids[:, max(0, ids.shape[1] - self.prefix) :]
+        if bool((dropped != model.ids([""])[0, -1]).any()):
+            raise ValueError(f"expected room for a prefix of {self.prefix}, got {list(texts)}: shorten the texts.")
+        return model.words(ids)
+
+    def start(self, model: Model, rng: Generator) -> Tensor:
+        """The free vectors `(1, k + 1, D)` at first: the prefix, then c'. Ablations draw them too, to stay paired."""
+        table = model.text_encoder.get_input_embeddings().weight.detach()
+        return table.std() * normal((1, self.prefix + 1, table.shape[1]), rng, like=table)
+
+    def draw(self, model: Model, c_e: Tensor, null: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
+        """z_t `(B, C, h, w)` and t `()`, sampled with the prompt c_e `(1, L, D)`."""
+        return partial_sample(
+            model,
+            c_e,
+            null,
+            batch=self.batch,
+            ddim_steps=self.ddim_steps,
+            guidance=self.start_guidance,
+            from_edited=self.sampled_from == "edited",
+            rng=rng,
+        )
+
+    def search(
+        self, edited: Model, model: Model, z_t: Tensor, t: Tensor, c_e: Tensor, words: Tensor, free: Tensor
+    ) -> Tensor:
+        """The free vectors `(1, k + 1, D)` after one signed step; c_e is `(1, L, D)`, words are as in `adversarial`."""
+        free = free.detach().requires_grad_()
+        c_star, c_prime = adversarial(model, words, free)
+        with torch.no_grad():
+            eps_0 = predict(model, z_t, t, c_e)
+        found = F.mse_loss(predict(edited, z_t, t, c_star), eps_0)  # Eq. prompt
+        if self.aet:
+            with torch.no_grad():
+                eps_th = predict(edited, z_t, t, c_e)
+            eps_prime = predict(model, z_t, t, c_prime)
+            found = found + self.aet_sign * F.mse_loss(eps_prime, eps_th) + F.mse_loss(eps_prime, eps_0)  # Eq. AET
+        (gradient,) = torch.autograd.grad(found, free)  # of both searches: neither term reads the other's vectors
+        return free.detach() - self.beta * gradient.sign()
+
+    def loss(
+        self, edited: Model, model: Model, z_t: Tensor, t: Tensor, c_star: Tensor, c_prime: Tensor, null: Tensor
+    ) -> Tensor:
+        """L_e, for z_t `(B, C, h, w)`, t `()`, c*, c' and null `(1, L, D)`."""
+        with torch.no_grad():
+            eps_null, eps_prime = predict(model, z_t, t, null, c_prime).chunk(2)
+            tgt = eps_null - self.eta * (eps_prime - eps_null)
+        return F.mse_loss(predict(edited, z_t, t, c_star), tgt)
+
+    def gradient(self, g_e: Sequence[Tensor], g_r: Sequence[Tensor], omega: float) -> tuple[list[Tensor], bool]:
+        """g, and whether erasing and retention conflict anywhere. No drift (g_r = 0) is no conflict."""
+        if not self.regularise:
+            return list(g_e), False
+        if self.rectify == "none":
+            return [e + self.weight * r for e, r in zip(g_e, g_r, strict=True)], False
+        products = torch.stack([(e * r).sum() for e, r in zip(g_e, g_r, strict=True)])
+        squares = torch.stack([(r * r).sum() for r in g_r])
+        if self.rectify == "global":
+            products, squares = products.sum().expand_as(products), squares.sum().expand_as(squares)
+        smallest = torch.finfo(squares.dtype).tiny
+        factors = torch.where(products < 0, -omega * products / squares.clamp_min(smallest), 0.0)
+        return [e + f * r for e, f, r in zip(g_e, factors, g_r, strict=True)], bool((products < 0).any())
+
+    def passes(self) -> int:
+        """Half a guided trajectory, and 7 predictions and 3 backward passes counted twice; 5 and 2 without AET."""
+        return self.steps * self.batch * (self.ddim_steps + (13 if self.aet else 9))
+
+
+def adversarial(model: Model, words: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+    """c* and c' `(1, L, D)`, encoded: [begin, prefix, words of c_e, ...] and [begin, c', end, ...].
+
+    `words` `(2, L, D)` are those of c_e and of the empty prompt; the last of `free` `(1, k + 1, D)` is c'.
+    """
+    c_star, c_prime = model.encode_words(torch.cat([insert(words[:1], free[:, :-1]), insert(words[1:], free[:, -1:])]))
+    return c_star[None], c_prime[None]
+
+
+def insert(words: Tensor, vectors: Tensor) -> Tensor:
+    """Words `(1, L, D)` with `vectors` `(1, k, D)` after the first; the last k are dropped."""
+    return torch.cat([words[:, :1], vectors, words[:, 1:]], 1)[:, : words.shape[1]]
+
+
+def predict(model: Model, z_t: Tensor, t: Tensor, *texts: Tensor) -> Tensor:
+    """Predictions `(n B, C, h, w)` for z_t `(B, C, h, w)` with each of n texts `(1, L, D)`, in one call."""
+    return model.predict_noise(z_t.repeat(len(texts), 1, 1, 1), t, torch.cat(texts).repeat_interleave(len(z_t), 0))

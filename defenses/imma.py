@@ -1,0 +1,170 @@
+"""IMMA: Immunizing text-to-image Models against Malicious Adaptation (Zheng & Yeh, ECCV 2024).
+
+Trains the attention projections theta to be a bad start for an adaptation phi, which is simulated along the way:
+
+    max_theta L_A(x_M; theta, phi*)   s.t.   phi* = argmin_phi L_A(x_M; theta, phi)     (Eq. bi-level)
+    L_A = L_DM = E || eps_{theta, phi}(z_t, t, c) - eps ||^2
+
+Solved to first order by turns: `inner` steps  phi <- phi - lr_phi grad_phi L_A,  then `outer` steps
+theta <- theta + lr_theta grad_theta L_A. phi keeps its state, and is thrown away at the end.
+
+Paper     https://arxiv.org/abs/2311.18815
+Code      https://github.com/amberyzheng/IMMA @ 2f55041, train/defend_*.py and scripts/run_*.sh
+Differs   turns are counted over all steps (the release counts within an epoch); no crops or flips; textual inversion
+          trains on the new word alone, without the release's sentence templates, starts it from the mean of the
+          phrase's word vectors (the release: from one word given by hand), and clips gradients as the others do.
+Symbols   theta immunised weights; phi adaptation's parameters; x_M malicious images; z_t noisy latents; c text.
+Protects  against fine-tuning on the concept, by the adaptation simulated.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig
+from torch import Generator, Tensor, nn
+
+from benchmark.diffusion import Model, denoising_loss, normal
+from benchmark.types import Concept, Delta, Examples, Report
+from defenses.base import Defense
+from defenses.data import draw
+
+Adaptation = Literal["lora", "dreambooth", "textual_inversion"]
+Rewrite = Callable[[Tensor], Tensor]  # the text of a batch, as the adaptation would have it
+
+RATES: Mapping[Adaptation, tuple[float, float]] = {  # lr of phi and of theta, from the release's scripts
+    "lora": (1e-4, 1e-5),
+    "dreambooth": (5e-6, 2e-5),
+    "textual_inversion": (5e-4, 1e-6),
+}
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IMMA(Defense):
+    """Immunise the attention against one adaptation. Defaults are the release's for re-learning by LoRA."""
+
+    adaptation: Adaptation = "lora"  # dreambooth: phi is the whole U-Net, and shares its storage with theta
+    steps: int = 1000  # of phi and theta together, as in all of the release's scripts
+    inner: int = 1  # steps of phi in a turn
+    outer: int = 1  # steps of theta in a turn
+    lr: float | None = None  # of theta; None: the release's rate for this adaptation, `RATES`
+    adapt_lr: float | None = None  # of phi; None: likewise
+    rank: int = 4  # of the simulated LoRA
+    batch: int = 1
+    weight_decay: float = 1e-2
+    ascent_only: bool = False  # the release's `--max`: phi never moves
+
+    version = 1
+    needs = frozenset({"concept"})
+    presets = {"dreambooth-lora": {"adaptation": "lora", "lr": 2e-5, "adapt_lr": 5e-6}}  # scripts/run_db_lora.sh
+    fidelity = "reimplemented"
+    matched = "turns, signs, parameter set, optimiser, rates and clipping read in the official release; it was not run"
+
+    def protect(
+        self, model: Model, concept: Concept, data: Mapping[str, Examples], *, rng: Generator, report: Report
+    ) -> Delta:
+        """Return the change of the attention projections that makes `adaptation` fail on the concept's images.
+
+        Raises:
+            ValueError: the U-Net has no attention projections, or the loss is not finite.
+        """
+        immunised = model.clone()
+        theta = projections(immunised.unet)  # taken first: an adapter would change the names
+        phi, rewrite = self.adapt(immunised, concept, rng)
+        for parameter in (*theta.values(), *phi):
+            parameter.requires_grad_(True)
+        rates = self.rates()
+        adapt, immunise = self.optimizer(phi, rates["adapt_lr"]), self.optimizer(theta.values(), rates["lr"])
+        draws = draw(model, data["concept"], self.batch, rng=rng)
+        for i in range(self.steps):
+            z_0, text = next(draws)
+            loss = denoising_loss(immunised, z_0, rewrite(text), rng=rng)  # L_A
+            if not torch.isfinite(loss):
+                raise ValueError(f"expected a finite loss, got {loss.item()} at step {i}: lower {rates}.")
+            if not self.ascent_only and i % (self.inner + self.outer) < self.inner:
+                descend(loss, adapt)
+            else:
+                descend(-loss, immunise)
+            report(step=i + 1, total=self.steps, loss=loss.item())
+        before = dict(model.unet.named_parameters())
+        return Delta(dense={f"unet.{n}": (p - before[n]).detach().float().cpu() for n, p in theta.items()})
+
+    def adapt(self, model: Model, concept: Concept, rng: Generator) -> tuple[list[nn.Parameter], Rewrite]:
+        """The parameters phi of the simulated adaptation, put into `model`, and what it makes of a batch's text."""
+        if self.adaptation == "dreambooth":
+            return list(model.unet.parameters()), unchanged
+        if self.adaptation == "lora":
+            return add_lora(model.unet, self.rank, rng), unchanged
+        v, encode = new_word(model, concept.phrase)
+        return [v], encode
+
+    def rates(self) -> dict[str, float]:
+        """The constant rates of phi and theta: the fields, or the release's for this adaptation."""
+        adapt_lr, lr = RATES[self.adaptation]
+        return {
+            "adapt_lr": adapt_lr if self.adapt_lr is None else self.adapt_lr,
+            "lr": lr if self.lr is None else self.lr,
+        }
+
+    def optimizer(self, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.AdamW:
+        """The release's AdamW, at a constant rate."""
+        return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.999), weight_decay=self.weight_decay, eps=1e-8)
+
+    def passes(self) -> int:
+        """One forward and one backward pass, counted as three, for each sample."""
+        return 3 * self.steps * self.batch
+
+
+def projections(unet: nn.Module) -> dict[str, nn.Parameter]:
+    """theta: the query, key, value and output projections of every attention, self and cross, by name."""
+    found = {name: p for name, p in unet.named_parameters() if any(key in name for key in PROJECTIONS)}
+    if not found:
+        raise ValueError(f"expected parameters named {'|'.join(PROJECTIONS)}, got none: has this U-Net attention?")
+    return found
+
+
+def add_lora(unet: UNet2DConditionModel, rank: int, rng: Generator) -> list[nn.Parameter]:
+    """Put an adapter on every attention projection, A ~ N(0, 1/r^2) and B = 0 at scale 1, and return A and B."""
+    targets = ["to_q", "to_k", "to_v", "to_out.0"]
+    with torch.random.fork_rng(devices=[]):  # peft initialises from the global generator
+        unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
+    adapters = {name: p for name, p in unet.named_parameters() if ".lora_" in name}
+    for name, parameter in adapters.items():
+        if ".lora_A." in name:
+            parameter.data = normal(parameter.shape, rng, like=parameter) / rank
+    return list(adapters.values())
+
+
+@torch.no_grad()
+def new_word(model: Model, phrase: str) -> tuple[nn.Parameter, Rewrite]:
+    """A word vector `(D,)` that starts as the mean of the phrase's, and the text that consists of it.
+
+    The tokenizer stays as it is: the vector goes between the beginning and the end of the empty text.
+    """
+    ids, empty = model.ids([phrase])[0], model.words(model.ids([""]))[0]
+    length = int((ids == model.tokenizer.eos_token_id).nonzero()[0])
+    v = nn.Parameter(model.words(ids[1:length]).mean(0))
+
+    def encode(text: Tensor) -> Tensor:
+        caption = torch.cat([empty[:1], v[None], empty[1:-1]])[None]  # the phrase's caption, with v for the phrase
+        return model.encode_words(caption).expand(len(text), -1, -1)
+
+    return v, encode
+
+
+def unchanged(text: Tensor) -> Tensor:
+    """The attacker's own captions."""
+    return text
+
+
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """One step down `loss` by the optimizer's parameters alone, the norm of their gradient clipped to 1."""
+    parameters = optimizer.param_groups[0]["params"]
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()

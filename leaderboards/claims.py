@@ -1,0 +1,173 @@
+"""What papers claim, beside what a run measured: claim by claim, with the interval, and whether it holds.
+
+A claim is checked in one of three ways, over the tables of one board:
+
+bound   a number of one defense is at most or at least a limit, for every concept
+gap     a number of one defense is below (or above) that of another, in paired differences at equal attack and budget
+ratio   presence of one defense is at most a share of another's under one attack, at its largest budget
+
+`holds` is `yes`, `no`, or `undecided` where the interval covers the limit or nothing could be measured.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+
+from leaderboards.board import Board
+
+COLUMNS = ["claim", "defense", "statement", "source", "measured", "value", "ci_low", "ci_high", "limit", "holds"]
+ALPHA = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One claim.
+
+    Attributes:
+        claim: its name.
+        defense: the defense it is about.
+        statement: what the paper says.
+        source: where.
+        check: how it is checked here.
+        number: for bound and gap, a number of the cells or `presence`.
+        against: the other defense of a gap or ratio; of a bound, whose number is subtracted.
+        attack: the attack, for presence; empty for what is measured before one.
+        budget: of a bound on presence after an attack; 0: the largest there is.
+        at_most: the limit, if it is one from above.
+        at_least: the limit, if it is one from below.
+        below: for a gap: is the number to be smaller than the other's?
+    """
+
+    claim: str
+    defense: str
+    statement: str
+    source: str
+    check: Literal["bound", "gap", "ratio"]
+    number: str = "presence"
+    against: str = ""
+    attack: str = ""
+    budget: int = 0
+    at_most: float | None = None
+    at_least: float | None = None
+    below: bool = True
+
+    @property
+    def limit(self) -> float | None:
+        """The limit, from above or below."""
+        return self.at_most if self.at_most is not None else self.at_least
+
+
+def judge(board: Board, claims: Sequence[Claim]) -> pd.DataFrame:
+    """One row for each measurement that bears on a claim."""
+    checks = {"bound": bound, "gap": gap, "ratio": ratio}
+    rows = [row for claim in claims for row in (list(checks[claim.check](board, claim)) or [unmeasured(claim)])]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def line(claim: Claim, measured: str, numbers: Mapping[str, float], holds: str) -> dict[str, Any]:
+    """One row of the table."""
+    said = {name: getattr(claim, name) for name in ("claim", "defense", "statement", "source", "limit")}
+    return said | dict(numbers) | {"measured": measured, "holds": holds}
+
+
+def unmeasured(claim: Claim) -> dict[str, Any]:
+    """The row of a claim on which the run says nothing."""
+    missing = {name: float("nan") for name in ("value", "ci_low", "ci_high")}
+    return line(claim, "not measured in this run", missing, "undecided")
+
+
+def verdict(claim: Claim, value: float, low: float, high: float) -> str:
+    """Does a value keep to the limit, and does its whole interval?"""
+    if pd.isna(value) or claim.limit is None:
+        return "undecided"
+    if claim.at_most is not None:
+        return "yes" if value <= claim.at_most else "undecided" if low <= claim.at_most else "no"
+    return "yes" if value >= claim.limit else "undecided" if high >= claim.limit else "no"
+
+
+def bound(board: Board, claim: Claim) -> Iterator[dict[str, Any]]:
+    """A row for each concept. A difference to another defense has no interval here: the cells are paired by prompt
+    only in `comparisons`, so its interval is the conservative one, from both ends."""
+    own, other = of_cells(board.cells, claim, claim.defense), None
+    if claim.against:
+        other = of_cells(board.cells, claim, claim.against).set_index(["concept", "seed"])
+    for row in own.to_dict("records"):
+        numbers = {name: float(row[name]) for name in ("value", "ci_low", "ci_high")}
+        text = f"{claim.number} of {claim.defense}, {row['concept']}"
+        if claim.attack:
+            text += f", {claim.attack}@{row['budget']}"
+        if other is not None:
+            if (row["concept"], row["seed"]) not in other.index:
+                continue
+            base = other.loc[(row["concept"], row["seed"])]
+            numbers = {
+                "value": numbers["value"] - float(base["value"]),
+                "ci_low": numbers["ci_low"] - float(base["ci_high"]),
+                "ci_high": numbers["ci_high"] - float(base["ci_low"]),
+            }
+            text += f", less that of {claim.against}"
+        yield line(claim, text, numbers, verdict(claim, numbers["value"], numbers["ci_low"], numbers["ci_high"]))
+
+
+def of_cells(cells: pd.DataFrame, claim: Claim, defense: str) -> pd.DataFrame:
+    """The rows of a claim's number for a defense, one for each concept and attack seed."""
+    is_after = bool(claim.attack)
+    chosen = cells[(cells["defense"] == defense) & (cells["number"] == claim.number)]
+    chosen = chosen[chosen["attack"] == (claim.attack or "none")]
+    if is_after and len(chosen):
+        chosen = chosen[chosen["budget"] == (claim.budget or chosen["budget"].max())]
+    return chosen.drop_duplicates(["concept", "seed"]).sort_values(["concept", "seed"])
+
+
+def gap(board: Board, claim: Claim) -> Iterator[dict[str, Any]]:
+    """A row for each budget, from the paired differences; `yes` where Holm's p is below 0.05 in the right direction."""
+    table = board.comparisons
+    for a, b, sign in ((claim.defense, claim.against, 1), (claim.against, claim.defense, -1)):
+        rows = table[(table["defense_a"] == a) & (table["defense_b"] == b) & (table["number"] == claim.number)]
+        if claim.attack:
+            rows = rows[(rows["attack"] == claim.attack) & (rows["budget"] > 0)]
+        for row in rows.sort_values("budget").to_dict("records"):
+            ends = sorted((sign * float(row["ci_low"]), sign * float(row["ci_high"])))
+            numbers = {"value": sign * float(row["value"]), "ci_low": ends[0], "ci_high": ends[1]}
+            arm = f", {row['attack']}@{row['budget']}" if claim.attack else ""
+            yield line(
+                claim,
+                f"{claim.number} of {claim.defense} less that of {claim.against}{arm}",
+                numbers,
+                direction(claim, numbers["value"], float(row["p_holm"])),
+            )
+
+
+def direction(claim: Claim, value: float, p: float) -> str:
+    """Which way a paired difference points, if it is one."""
+    if pd.isna(p) or p >= ALPHA or value == 0:
+        return "undecided"
+    return "yes" if (value < 0) == claim.below else "no"
+
+
+def ratio(board: Board, claim: Claim) -> Iterator[dict[str, Any]]:
+    """One row: the quotient of two presences with the conservative interval, from both ends of both intervals."""
+    curves = board.curves
+    points = []
+    for defense in (claim.defense, claim.against):
+        rows = curves[
+            (curves["defense"] == defense) & (curves["attack"] == claim.attack) & (curves["concept"] == "all")
+        ]
+        if rows.empty:
+            return
+        points.append(rows.loc[rows["budget"].idxmax()])
+    a, b = points
+    numbers = {
+        "value": quotient(a["presence"], b["presence"]),
+        "ci_low": quotient(a["ci_low"], b["ci_high"]),
+        "ci_high": quotient(a["ci_high"], b["ci_low"]),
+    }
+    text = f"presence of {claim.defense} / that of {claim.against}, {claim.attack}@{a['budget']}"
+    yield line(claim, text, numbers, verdict(claim, numbers["value"], numbers["ci_low"], numbers["ci_high"]))
+
+
+def quotient(a: float, b: float) -> float:
+    """a / b, missing where b is 0."""
+    return float(a) / float(b) if b else float("nan")

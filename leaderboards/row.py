@@ -1,0 +1,184 @@
+"""One defense on one model in one scenario: its line of the leaderboard and of the matrix, and its curves."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from leaderboards.bootstrap import Draws, FloatArray
+from leaderboards.cells import COMPLETE
+from leaderboards.evidence import KEY, Evidence, Key
+from leaderboards.panel import Panel, Worst, assemble, axes_of, by_arm, worst_case
+from leaderboards.titer import MIN_CEILING, Course, Withstood, effort_area, median, titer
+
+ROW = ["model", "scenario", "defense"]
+MEASURED = ("ok", "invalid")
+PRESENCE = ["worst_presence", "worst_presence_low", "worst_presence_high"]
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """All cells of one defense. `cells` is wide: one row for each cell, a column for each number."""
+
+    evidence: Evidence
+    cells: pd.DataFrame
+    bootstrap: Draws
+    tau: float
+
+    @cached_property
+    def names(self) -> dict[str, Any]:
+        """Model, scenario and defense."""
+        return {name: self.cells[name].iloc[0] for name in ROW}
+
+    def keys(self, *statuses: str) -> list[Key]:
+        """Keys of the cells of these statuses; of all, if none is named."""
+        return keys_of(self.among(*statuses) if statuses else self.cells)
+
+    def among(self, *statuses: str) -> pd.DataFrame:
+        """The cells of these statuses."""
+        return self.cells[self.cells["status"].isin(statuses)]
+
+    @cached_property
+    def worst(self) -> Worst:
+        """The worst case over all `ok` cells."""
+        return worst_case(assemble(self.evidence, self.keys("ok")), self.bootstrap)
+
+    def summary(self, costs: pd.DataFrame, utility: list[str]) -> dict[str, Any]:
+        """This defense's line of the leaderboard, without the rank; `utility` names numbers of the cells."""
+        withstood = self.titer()
+        arm = self.worst.arm
+        return (
+            self.names
+            | {"concepts": self.cells["concept"].nunique(), "titer": str(withstood) if withstood else None}
+            | dict(zip(PRESENCE, self.worst.interval, strict=True))
+            | {"worst_attack": f"{arm[0]}@{arm[1]}" if arm else None, "effort_area": self.effort_area()}
+            | {"presence_before": over_concepts(self.cells, "presence_before"), "status": self.status()}
+            | {name: over_concepts(self.start(), name) for name in utility}
+            | self.counts()
+            | _cost(costs, self.names)
+            | {"toy": self.names["model"] == "mini"}
+        )
+
+    def status(self) -> str:
+        """`ok`, or how many of the cells are not."""
+        bad, total = int((self.cells["status"] != "ok").sum()), len(self.cells)
+        return f"{bad} of {total} cells not ok" if bad else "ok"
+
+    def start(self) -> pd.DataFrame:
+        """The cells before any attack whose images are all scored: they show the utility of the defended model."""
+        complete = self.among(*COMPLETE)
+        plain = complete[complete["attack"] == "none"]
+        return plain if len(plain) else complete[complete["budget"] == 0]
+
+    def retained_draws(self) -> FloatArray:
+        """Bootstrap draws (draws,) of the retained accuracy; concepts are drawn as for the worst case."""
+        panel = assemble(self.evidence, keys_of(self.start()), column="retained_accuracy")
+        _, draws = panel.bootstrap(self.bootstrap, "retained prompts")
+        known = np.isfinite(draws)
+        total, count = np.where(known, draws, 0.0).sum(axis=1), known.sum(axis=1)
+        mean: FloatArray = np.divide(total, count, out=np.full(len(draws), np.nan), where=count > 0)
+        return mean
+
+    def counts(self) -> dict[str, Any]:
+        """Distinct scored images, attack seeds and the judge. Budget 0 has one set of images, whatever the attack."""
+        images, judges, seeds = 0, set(), set()
+        start: dict[str, set[int]] = {}
+        for key in self.keys():
+            sample = self.evidence.sample(key, "presence")
+            if sample is None:
+                continue
+            judges.add(sample.identity)
+            seeds |= {key.seed} if key.attack != "none" else set()
+            if key.budget:
+                images += sample.scored
+            else:
+                start.setdefault(key.concept, set()).update(self.evidence.images[key].ids.tolist())
+        images += sum(map(len, start.values()))
+        return {"images": images, "attack_seeds": len(seeds), "judge": "; ".join(sorted(judges)) or None}
+
+    def courses(self) -> Iterator[list[tuple[str, Course]]]:
+        """For each concept and attack seed, the weight attacks by name with what they reached."""
+        weights = self.cells[self.cells["kind"] == "weights"]
+        for _, pair in weights.groupby(["concept", "seed"]):
+            yield [(str(attack), _course(run)) for attack, run in pair.groupby("attack")]
+
+    def titer(self) -> Withstood | None:
+        """Kaplan-Meier median over concepts and attack seeds; None without a weight attack that can tell."""
+        found = [titer([course for _, course in pair], self.tau) for pair in self.courses()]
+        return median([each for each in found if each is not None])
+
+    def effort_area(self) -> float:
+        """Largest over weight attacks of the area under presence by log-budget, mean over concepts and seeds.
+
+        Runs with a gap, or whose positive control failed, are left out; NaN if none is left.
+        """
+        areas: dict[str, list[float]] = {}
+        for attack, course in (each for pair in self.courses() for each in pair):
+            area = effort_area(course.budgets, course.presence)
+            if course.ceiling >= MIN_CEILING and np.isfinite(area):
+                areas.setdefault(attack, []).append(area)
+        return max((float(np.mean(found)) for found in areas.values()), default=float("nan"))
+
+    def worst_by_attack(self) -> dict[str, float]:
+        """Largest presence over budgets of each attack, mean over concepts and seeds, `ok` cells only."""
+        parts = self.among("ok").groupby("attack")
+        once = Draws(1, self.bootstrap.seed)
+        panels = {str(attack): assemble(self.evidence, keys_of(part)) for attack, part in parts}
+        return {attack: worst_case(panel, once).interval.value for attack, panel in panels.items()}
+
+    def curves(self) -> Iterator[dict[str, Any]]:
+        """Presence by budget for each concept, and for `all`; NaN where no cell was measured."""
+        concepts = sorted(set(self.cells["concept"]))
+        parts = [(name, self.cells[self.cells["concept"] == name]) for name in concepts]
+        for concept, part in [*parts, ("all", self.cells)]:
+            ceilings = _ceilings(part)
+            for point in by_arm(self._measured(part), self.bootstrap):
+                ceiling = ceilings[point["attack"], point["budget"]]
+                yield self.names | point | {"concept": concept, "ceiling": ceiling}
+
+    def _measured(self, part: pd.DataFrame) -> Panel:
+        """Panel of the measured cells among `part`, with an arm also for those that were not."""
+        keys = keys_of(part[part["status"].isin(MEASURED)])
+        axes = axes_of(self.evidence, keys)
+        arms = sorted(set(part[["attack", "budget"]].itertuples(index=False, name=None)))
+        return assemble(self.evidence, keys, replace(axes, arms=tuple(arms)))
+
+
+def keys_of(cells: pd.DataFrame) -> list[Key]:
+    """The keys of `cells`."""
+    return [Key(*name) for name in cells[KEY].itertuples(index=False, name=None)]
+
+
+def over_concepts(cells: pd.DataFrame, number: str) -> float:
+    """Mean over seeds and arms within a concept, then over concepts; NaN if there is none."""
+    if number not in cells or cells.empty:
+        return float("nan")
+    return float(cells.groupby("concept")[number].mean().mean())
+
+
+def _ceilings(cells: pd.DataFrame) -> dict[tuple[str, int], float]:
+    """The ceiling of each arm: mean over seeds within a concept, then over concepts."""
+    by_concept = cells.groupby(["attack", "budget", "concept"])["ceiling"].mean()
+    means: dict[Any, float] = by_concept.groupby(level=["attack", "budget"]).mean().to_dict()
+    return means
+
+
+def _course(run: pd.DataFrame) -> Course:
+    """Presence by budget of one attack run, (concept, attack, seed). Budget 0 is what was there before the attack."""
+    run = run.sort_values("budget")
+    known = run["presence_after"].where(run["status"].isin(MEASURED))
+    budgets, presence = run["budget"].tolist(), known.tolist()
+    if budgets[0] != 0:
+        budgets, presence = [0, *budgets], [float(run["presence_before"].iloc[0]), *presence]
+    return Course(budgets=budgets, presence=presence, ceiling=float(run["ceiling"].iloc[-1]))
+
+
+def _cost(costs: pd.DataFrame, names: dict[str, Any]) -> dict[str, Any]:
+    """Mean seconds for a concept, largest memory, and the fidelity label."""
+    own = costs[np.logical_and.reduce([costs[name] == value for name, value in names.items()])]
+    labels = "; ".join(sorted(set(own["fidelity"].dropna().astype(str)))) or None
+    seconds, memory = own["defend_seconds"].astype(float).mean(), own["peak_memory_mib"].astype(float).max()
+    return {"defend_seconds": seconds, "peak_memory_mib": memory, "fidelity": labels}

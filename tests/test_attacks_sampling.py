@@ -1,0 +1,122 @@
+"""Sampling attacks start where they say: on the base's trajectory, or at the base's image, noised."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline
+from torch import Tensor
+
+from attacks.base import SamplingAttack
+from attacks.diffusion_completion import DiffusionCompletion
+from attacks.img2img import Img2Img
+from benchmark.diffusion import Model, ddim, sample
+
+STEPS, SCALE = 12, 2.0
+METHODS = [DiffusionCompletion(), Img2Img()]
+
+
+@pytest.fixture
+def start(model: Model) -> tuple[Tensor, Tensor, Tensor]:
+    """z_T, text and null of two images."""
+    z_T = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    text = model.encode_text(["a cat", "a dog"])
+    return z_T, text, model.encode_text([""]).expand_as(text)
+
+
+def begin(
+    method: SamplingAttack, base: Model, start: tuple[Tensor, Tensor, Tensor], budget: int, steps: int = STEPS
+) -> tuple[Tensor, int]:
+    """Without a defended model: neither attack may read one to start."""
+    return method.begin(None, base, *start, budget=budget, steps=steps, scale=SCALE)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("budget", DiffusionCompletion().handovers)
+def test_the_base_completes_its_own_image(model: Model, start: tuple[Tensor, Tensor, Tensor], budget: int) -> None:
+    """With the base as the defended model the image is the base's own: the positive control."""
+    z_T, text, null = start
+
+    z, at = begin(DiffusionCompletion(), model, start, budget)
+
+    assert at == budget
+    whole = sample(model, z_T, text, null, steps=STEPS, guidance=SCALE)
+    torch.testing.assert_close(sample(model, z, text, null, steps=STEPS, guidance=SCALE, start=at), whole)
+    assert not torch.equal(z, z_T)
+
+
+def test_a_handover_costs_its_steps(model: Model, start: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Two images, two predictions a guided step."""
+    before = model.meter.unet_forward
+
+    begin(DiffusionCompletion(), model, start, 5)
+
+    assert model.meter.unet_forward - before == 5 * 2 * 2
+
+
+@pytest.mark.parametrize("budget", [0, -1, STEPS, STEPS + 3])
+def test_the_base_may_not_draw_everything(model: Model, start: tuple[Tensor, Tensor, Tensor], budget: int) -> None:
+    with pytest.raises(ValueError, match=f"expected a handover from 1 to 11 of 12 steps, got {budget}: lower it"):
+        begin(DiffusionCompletion(), model, start, budget)
+
+
+@pytest.mark.parametrize("budget", Img2Img().skipped)
+def test_img2img_noises_the_bases_image(model: Model, start: tuple[Tensor, Tensor, Tensor], budget: int) -> None:
+    """Against float64: the schedule and the timestep are worked out by hand."""
+    z_T, text, null = start
+
+    z, at = begin(Img2Img(), model, start, budget)
+
+    t = 1000 // STEPS * (STEPS - 1 - at) + 1  # leading spacing, as Stable Diffusion ships it
+    ab = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=np.float64) ** 2)[t]
+    z_0 = sample(model, z_T, text, null, steps=STEPS, guidance=SCALE).double()
+    torch.testing.assert_close(z.double(), ab**0.5 * z_0 + (1 - ab) ** 0.5 * z_T.double(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [10, 25, 50])
+@pytest.mark.parametrize(("budget", "strength"), [(10, 0.9), (30, 0.7), (50, 0.5), (70, 0.3)])
+def test_img2img_starts_where_diffusers_starts(
+    model: Model, start: tuple[Tensor, Tensor, Tensor], steps: int, budget: int, strength: float
+) -> None:
+    pipe = SimpleNamespace(scheduler=ddim(model, steps))
+    timesteps, left = StableDiffusionImg2ImgPipeline.get_timesteps(pipe, steps, strength, "cpu")  # type: ignore[arg-type]
+
+    _, at = begin(Img2Img(), model, start, budget, steps)
+
+    assert steps - at == left
+    assert torch.equal(ddim(model, steps).timesteps[at:], timesteps)
+
+
+def test_skipping_more_starts_nearer_to_the_image(model: Model, start: tuple[Tensor, Tensor, Tensor]) -> None:
+    z_T, text, null = start
+    z_0 = sample(model, z_T, text, null, steps=STEPS, guidance=SCALE)
+
+    away = [(begin(Img2Img(), model, start, budget)[0] - z_0).norm().item() for budget in (10, 30, 50, 70, 90)]
+
+    assert away == sorted(away, reverse=True)
+    assert away[-1] < away[0] / 2
+
+
+@pytest.mark.parametrize("budget", [0, 96, 100, 120])
+def test_img2img_leaves_a_step(model: Model, start: tuple[Tensor, Tensor, Tensor], budget: int) -> None:
+    with pytest.raises(ValueError, match=f"expected to skip less than the 12 steps, got {budget} percent: lower it"):
+        begin(Img2Img(), model, start, budget)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
+def test_an_images_start_does_not_depend_on_the_batch(
+    method: SamplingAttack, model: Model, start: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    together, _ = begin(method, model, start, 10)
+
+    for i in range(2):
+        z_T, text, null = start
+        alone, _ = begin(method, model, (z_T[i : i + 1], text[i : i + 1], null[i : i + 1]), 10)
+        torch.testing.assert_close(alone[0], together[i])
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
+def test_budgets_are_the_attacks_own(method: SamplingAttack) -> None:
+    """The grid of optimizer steps means nothing here."""
+    assert method.budgets([10, 400]) == method.budgets([1]) != ()
+    assert method.uses_base
