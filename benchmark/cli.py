@@ -132,16 +132,22 @@ def board(
     out_folder: Out = None,
     only: Only = "",
     store: StoreAt = Path("store"),
+    figures: Annotated[bool, typer.Option("--figures", help="Also write PDF and PNG for a paper.")] = False,
 ) -> None:
     """Write and show the leaderboard from what is in the store; computes no images and no scores."""
     from benchmark import session
 
     try:
         job = session.prepare(chosen(source, only), source=source, out=out_folder, store=store)
-        job.publish()
+        published = job.publish()
     except InputError as error:
         refuse(error)
     show_board(job)
+    if figures:
+        from benchmark.report import figures as drawn
+
+        for file in drawn.save(published, job.out / "figures"):
+            out.print(str(file))
 
 
 @app.command()
@@ -174,6 +180,7 @@ def show_board(job: Any) -> None:
     names = ["leaderboard", "matrix", "curves", "cells", "comparisons"]
     for name in [*names, *["claims"] * bool(job.plan.config.raw.claims)]:
         out.print(str(job.out / f"{name}.csv"))
+    out.print(str(job.out / "report" / "index.html"))
 
 
 @app.command("list")

@@ -82,6 +82,15 @@ class Entry:
         return values
 
 
+class Adapt(Strict):
+    """How benign adaptation is measured: who teaches the defended model which innocent subject, and who judges."""
+
+    subject: str
+    attack: str | dict[str, Any]
+    judge: str | dict[str, Any]
+    budget: int = Field(100, ge=1)
+
+
 class ClaimText(Strict):
     """A paper's claim and how a run checks it: the fields of `leaderboards.claims.Claim`."""
 
@@ -115,6 +124,17 @@ class Raw(Strict):
     prompts: Counts = Counts()  # type: ignore[call-arg]
     draws: int = Field(1000, ge=100)
     claims: tuple[ClaimText, ...] = ()
+    adaptation: Adapt | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Adaptation:
+    """`Adapt`, with its methods built."""
+
+    subject: str
+    attack: Entry
+    judge: Entry
+    budget: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +145,7 @@ class Config:
     defenses: tuple[Entry, ...]
     attacks: tuple[Entry, ...]
     metrics: tuple[Entry, ...]
+    adaptation: Adaptation | None = None
 
 
 def presets() -> list[str]:
@@ -162,7 +183,21 @@ def parse(values: Any) -> Config:
         raise ConfigError(f"expected rising budgets above 0, got {list(raw.budgets)}: budget 0 is always included.")
     check_claims(raw)
     lists = {kind: entries(kind, getattr(raw, f"{kind}s")) for kind in ("defense", "attack", "metric")}
-    return Config(raw, lists["defense"], lists["attack"], lists["metric"])
+    return Config(raw, lists["defense"], lists["attack"], lists["metric"], adaptation(raw.adaptation))
+
+
+def adaptation(given: Adapt | None) -> Adaptation | None:
+    """Build the methods of a benign adaptation.
+
+    Raises:
+        ConfigError: the attack changes no weights, or a name or value is wrong.
+    """
+    if given is None:
+        return None
+    attack, judge = entry("attack", given.attack), entry("metric", given.judge)
+    if attack.method.changes != "weights":
+        raise ConfigError(f"expected an adaptation that trains weights, got {attack.use!r}: use lora, for example.")
+    return Adaptation(given.subject, attack, judge, given.budget)
 
 
 def check_claims(raw: Raw) -> None:

@@ -51,6 +51,7 @@ class Card(BaseModel):
     wordings: tuple[str, ...] = ()
     paraphrases: tuple[str, ...] = ()
     subject: str = ""
+    drawn: str = ""
     prompts: dict[Split, list[Group]]
 
 

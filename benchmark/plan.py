@@ -9,13 +9,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from benchmark.config import Config, Entry, entry
+from benchmark.config import Adaptation, Config, Entry, entry
 from benchmark.data import spread
 from benchmark.errors import PlanError
 from benchmark.task import Task
 from benchmark.types import Concept, Prompt, Split
 
-SAMPLER_VERSION, EMBEDDER_VERSION = 2, 1
+SAMPLER_VERSION, EMBEDDER_VERSION, SUBJECT_VERSION = 2, 1, 1
 DEFENDER: dict[str, Split] = {"concept": "defender", "safe": "prior"}
 ATTACKER: dict[str, Split] = {"concept": "attacker", "benign": "benign"}
 
@@ -31,8 +31,8 @@ class Cell:
     seed: int
     kind: Literal["weights", "prompts", "sampling", "none"]
     defend: str | None
-    images: dict[Split, str]
-    scores: dict[tuple[str, Split], str]
+    images: dict[str, str]
+    scores: dict[tuple[str, str], str]
     expected: int
 
     @property
@@ -46,6 +46,7 @@ class Skip:
     """A cell that makes no sense, with the reason."""
 
     concept: str
+    scenario: str
     defense: str
     attack: str
     reason: str
@@ -57,6 +58,7 @@ class Plan:
 
     config: Config
     base: str
+    subject: Concept | None = None
     tasks: dict[str, Task] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
     skipped: list[Skip] = field(default_factory=list)
@@ -81,13 +83,13 @@ class Plan:
         return sum(task.passes for task in self.tasks.values())
 
 
-def build(config: Config, base: str, concepts: Iterable[Concept]) -> Plan:
-    """Cross everything; `base` is the hash of the base's weights.
+def build(config: Config, base: str, concepts: Iterable[Concept], subject: Concept | None = None) -> Plan:
+    """Cross everything; `base` is the hash of the base's weights, `subject` what benign adaptation teaches.
 
     Raises:
         PlanError: two cells have one name.
     """
-    plan = Plan(config, base)
+    plan = Plan(config, base, subject)
     defenses = config.defenses
     if not any(d.use == "none" for d in defenses):
         defenses = (entry("defense", "none"), *defenses)
@@ -134,7 +136,24 @@ def data_task(plan: Plan, concept: Concept, who: Entry, split: Split) -> str:
             f"expected prompts for the split {split!r} in the card {concept.name!r}, which {who.label} needs."
         )
     label = f"{concept.name}: images for the {split} split"
+    if concept.drawn and split in ("attacker", "defender"):
+        return plan.add(portrait(plan, concept, split, label))
     return plan.add(draw(plan, concept.of(split), split, {}, label, stream=f"train-{split}"))
+
+
+def portrait(plan: Plan, concept: Concept, split: Split, label: str) -> Task:
+    """A task that draws a subject by code: the concept is new, so the base cannot."""
+    prompts = spread(concept.of(split), getattr(plan.config.raw.prompts, split))
+    fields = {"name": concept.drawn, "images": getattr(plan.config.raw.images, split), "stream": f"train-{split}"}
+    return Task(
+        kind="generate",
+        plugin="subject",
+        version=SUBJECT_VERSION,
+        fields=fields,
+        base=plan.base,
+        prompts=tuple(replace(p, label=None) for p in prompts),
+        label=label,
+    )
 
 
 def add_attack(plan: Plan, concept: Concept, defense: Entry, defend: str | None, attack: Entry) -> list[Cell]:
@@ -144,7 +163,7 @@ def add_attack(plan: Plan, concept: Concept, defense: Entry, defend: str | None,
     budgets = method.budgets(plan.config.raw.budgets) if method.changes != "none" else ()
     reason = method.objection(concept) or ("the config has no budgets" * (method.changes != "none" and not budgets))
     if reason:
-        plan.skipped.append(Skip(concept.name, defense.label, attack.label, reason))
+        plan.skipped.append(Skip(concept.name, concept.scenario, defense.label, attack.label, reason))
         return []
     before = {"defense": defend} if defend else {}
     for seed in plan.config.raw.seeds:
@@ -198,7 +217,7 @@ def add_cell(
     """
     (defense, attack), (budget, seed) = methods, point
     splits: tuple[Split, ...] = ("concept", "safe") if budget else ("concept", "retained", "safe")
-    images, scores, expected = {}, {}, 0
+    images, scores, expected = dict[str, str](), dict[tuple[str, str], str](), 0
     for split in splits:
         prompts = spread(concept.of(split), getattr(plan.config.raw.prompts, split))
         if not prompts:
@@ -213,6 +232,9 @@ def add_cell(
         for metric in plan.config.metrics:
             if split in metric.method.splits and (metric.method.after_attack or not budget):
                 scores[metric.label, split] = score(plan, concept, metric, images[split], prompts, split, label)
+    if plan.config.adaptation and plan.subject and attack.method.changes == "none":
+        taught = adapt(plan, plan.subject, defense, parents, plan.config.adaptation)
+        images["adapted"], scores["presence", "adapted"] = taught
     return Cell(
         concept=concept,
         defense=defense.label,
@@ -225,6 +247,19 @@ def add_cell(
         scores=scores,
         expected=expected,
     )
+
+
+def adapt(
+    plan: Plan, subject: Concept, defense: Entry, before: dict[str, str], adaptation: Adaptation
+) -> tuple[str, str]:
+    """The images and scores of an innocent subject that a defended model is taught: can it still learn?"""
+    who, seed = adaptation.attack, plan.config.raw.seeds[0]
+    ran = attack_task(plan, subject, (defense, who), before, (adaptation.budget,), seed)
+    prompts = spread(subject.of("concept"), plan.config.raw.prompts.concept)
+    label = f"images of {subject.name} taught to {defense.label} by {who.label}@{adaptation.budget}"
+    parents = {**before, "attack": ran}
+    images = plan.add(attacked(plan, subject, who, prompts, "concept", parents, label, adaptation.budget))
+    return images, score(plan, subject, adaptation.judge, images, prompts, "concept", label)
 
 
 def attacked(

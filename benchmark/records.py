@@ -89,7 +89,7 @@ def cells(plan: Plan, store: Store, failed: dict[str, str], skipped: dict[str, s
     for skip in plan.skipped:
         empty = {"budget": 0, "seed": 0, "kind": "none", "expected": 0, "key": ""}
         named = {"concept": skip.concept, "defense": skip.defense, "attack": skip.attack, "reason": skip.reason}
-        found.append({"model": plan.config.raw.model, "scenario": "relearn", **named, "status": "skipped", **empty})
+        found.append({"model": plan.config.raw.model, "scenario": skip.scenario, **named, "status": "skipped", **empty})
     return pd.DataFrame(found)
 
 

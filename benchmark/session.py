@@ -16,6 +16,7 @@ from benchmark.config import Config
 from benchmark.data import load_concept
 from benchmark.errors import FolderError
 from benchmark.plan import Plan, build
+from benchmark.report import page
 from benchmark.store import Store, write_whole
 from benchmark.task import Task
 from leaderboards.board import Board
@@ -101,7 +102,9 @@ class Session:
         temporary.replace(self.out / "records.csv")
         labelled = {self.plan.tasks[key].label: trace for key, trace in self.failed.items()}
         write_whole(self.out / "failures.json", json.dumps(labelled, indent=1))
-        write_whole(self.out / "run.json", json.dumps(self.describe(rows), indent=1, sort_keys=True))
+        facts = self.describe(rows)
+        write_whole(self.out / "run.json", json.dumps(facts, indent=1, sort_keys=True))
+        page.write(self.plan, self.store, self.board, facts, self.out / "report")
         return self.board
 
     def describe(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -135,7 +138,8 @@ def prepare(config: Config, *, source: str, out: Path | None, store: Path, claim
         InputError: a name, a file or a folder is wrong.
     """
     folder = models.locate(config.raw.model)
-    plan = build(config, models.fingerprint(folder), [load_concept(name) for name in config.raw.concepts])
+    subject = load_concept(config.adaptation.subject) if config.adaptation else None
+    plan = build(config, models.fingerprint(folder), [load_concept(name) for name in config.raw.concepts], subject)
     found = Session(plan, Store(store), folder, out or Path("runs") / config.raw.name, source)
     if claim:
         found.store.open()

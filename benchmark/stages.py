@@ -34,9 +34,11 @@ from benchmark.diffusion import Model
 from benchmark.errors import PluginError
 from benchmark.flags import flags_of
 from benchmark.generate import Begin, generate
+from benchmark.mini.subjects import background_of
+from benchmark.mini.subjects import draw as draw_subject
 from benchmark.models import load
 from benchmark.registry import PluginKind, find
-from benchmark.seeds import task_seed
+from benchmark.seeds import image_seed, task_seed
 from benchmark.store import Store
 from benchmark.task import Task
 from benchmark.types import PROMPT, Budget, Delta, Examples, Prompt, Report, Snapshot
@@ -231,7 +233,9 @@ def check_finite(delta: Delta, task: Task) -> None:
 
 
 def draw(task: Task, bench: Bench, report: Report) -> tuple[Write, dict[str, Any]]:
-    """Draw images with the defended, attacked or undefended model."""
+    """Draw images with the defended, attacked or undefended model, or a subject by code."""
+    if task.plugin == "subject":
+        return portray(task, report)
     model, f = bench.model_for(task), task.fields
     with measured(model) as cost:
         gallery = generate(
@@ -246,6 +250,23 @@ def draw(task: Task, bench: Bench, report: Report) -> tuple[Write, dict[str, Any
             begin=beginning(task, model, bench.base),
         )
     return lambda folder: save_images(folder, gallery), {"cost": cost, "images": len(gallery.seeds), "flags": []}
+
+
+def portray(task: Task, report: Report) -> tuple[Write, dict[str, Any]]:
+    """Training images of a subject that no model draws: each prompt's background, `images` poses."""
+    f, started = task.fields, time.monotonic()
+    wanted = [(prompt, number) for prompt in task.prompts for number in range(f["images"])]
+    images = torch.stack([draw_subject(f["name"], background_of(p), n, f"{f['stream']}/{p.text}") for p, n in wanted])
+    report(step=len(wanted), total=len(wanted), loss=math.nan)
+    gallery = Gallery(
+        images=images,
+        prompt_ids=tuple(p.id for p, _ in wanted),
+        prompts=tuple(p.text for p, _ in wanted),
+        numbers=tuple(n for _, n in wanted),
+        seeds=tuple(image_seed(p.id, n, f["stream"]) for p, n in wanted),
+    )
+    cost = {"seconds": round(time.monotonic() - started, 3)}
+    return lambda folder: save_images(folder, gallery), {"cost": cost, "images": len(wanted), "flags": []}
 
 
 def asked(prompts: Sequence[Prompt], found: Sequence[str]) -> list[Prompt]:

@@ -81,7 +81,7 @@ class Task:
         c = self.concept
         seen = [c.name, c.phrase, c.kind, c.scenario, sorted(c.labels.items()), list(c.wordings)]
         texts = [prompt.text for prompt in c.of("attacker")] if self.kind == "attack" else []
-        return [*seen, list(c.paraphrases), c.subject, texts]
+        return [*seen, list(c.paraphrases), c.subject, c.drawn, texts]
 
     def _short(self) -> str:
         """The concept and up to three scalar fields, for people who read the store."""

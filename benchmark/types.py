@@ -49,6 +49,7 @@ class Concept:
         phrase: the words a defense erases.
         wordings: other ways to ask for it that a defender may erase too; no evaluation prompt is among them.
         paraphrases: synonyms and descriptions of `phrase` that an attacker may try.
+        drawn: name of the code-drawn subject that the attack teaches, for `personalize`; empty for what the base knows.
         subject: its class in one word, as DreamBooth's "sks dog" needs it; empty where the phrase says nothing else.
         kind: object, style or nsfw.
         scenario: relearn (the base knows it) or personalize (the attack teaches it).
@@ -65,6 +66,7 @@ class Concept:
     wordings: tuple[str, ...] = ()
     paraphrases: tuple[str, ...] = ()
     subject: str = ""
+    drawn: str = ""
 
     def of(self, split: Split) -> tuple[Prompt, ...]:
         """The prompts of one split, in the card's order."""

@@ -1,8 +1,17 @@
 """Leaderboards: per-image scores -> tidy cells -> statistics -> CSV. Imports no torch and nothing of `benchmark`.
 
-cells.py      numbers and status of each cell
-intervals.py  Wilson, bootstrap, paired difference, Holm
-titer.py      budget withstood, with censoring; Kaplan-Meier median
-panel.py      the cells of one defense as an array; curves and worst case
-board.py      build(scores, cells, costs) -> Board; Board.write(folder)
+evidence.py     score rows -> prompt means of each cell
+bootstrap.py    draws over concepts, attack seeds and prompts
+intervals.py    Wilson, percentile intervals, p-values, Holm
+cells.py        numbers and status of each cell
+titer.py        budget withstood, with censoring; Kaplan-Meier median; area under the effort curve
+panel.py        cells as arrays; curves and worst case
+row.py          one defense: its line of the leaderboard
+comparisons.py  paired differences of each pair of defenses
+pareto.py       who is not dominated, and in how many draws
+variance.py     presence by source of its variance
+board.py        build(scores, cells, costs, distances) -> Board; Board.write(folder)
+claims.py       what papers claim, beside what a run measured
+files.py        tables as CSV, Markdown and Parquet
+merge.py        combine(tables of several runs), or why not
 """

@@ -142,7 +142,7 @@ class _Numbers:
         coverage = scored / planned if planned and planned > 0 else float("nan")
         if sample is None:
             return Number(name=name, coverage=coverage)
-        is_share = name.startswith(("presence", "ceiling", "retained_accuracy"))
+        is_share = name.startswith(("presence", "ceiling", "retained_accuracy", "benign_adaptation"))
         if (sample, is_share) not in self.means:
             self.means[sample, is_share] = prompt_mean(sample.means, self.bootstrap, is_share=is_share)
         return Number(
@@ -166,8 +166,9 @@ def _reactivation(evidence: Evidence, key: Key, before: Key | None, bootstrap: D
     number = Number(name=name, n=int(counts.sum()), prompts=len(counts), identity=identity)
     if number.n < MIN_PAIRS:
         return number
-    drawn = weights(len(counts), bootstrap)
-    interval = proportion(float(hits.sum() / counts.sum()), (drawn @ hits) / (drawn @ counts), len(counts))
+    drawn, prompts = weights(len(counts), bootstrap)[1:], len(counts)
+    share = float(hits.sum() / counts.sum())
+    interval = proportion(share, (drawn @ hits) / (drawn @ counts), prompts, max(prompts - 1, 1))
     return replace(number, interval=interval)
 
 
@@ -192,10 +193,10 @@ def _recovered(samples: list[Sample | None], bootstrap: Draws) -> Number:
     value = _share(means.mean(axis=0, keepdims=True))[0] if len(prompts) else float("nan")
     if np.isnan(value):
         return number
-    draws = _share(weights(len(prompts), bootstrap) @ means)
+    draws = _share(weights(len(prompts), bootstrap)[1:] @ means)
     is_known = len(prompts) > 1 and np.isnan(draws).mean() <= LOST_DRAWS
-    interval = percentile(float(value), draws) if is_known else Interval(float(value), float("nan"), float("nan"))
-    return replace(number, interval=interval)
+    missing = Interval(float(value), float("nan"), float("nan"))
+    return replace(number, interval=percentile(float(value), draws, len(prompts) - 1) if is_known else missing)
 
 
 def _share(means: FloatArray) -> FloatArray:

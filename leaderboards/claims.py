@@ -157,7 +157,7 @@ def ratio(board: Board, claim: Claim) -> Iterator[dict[str, Any]]:
         ]
         if rows.empty:
             return
-        points.append(rows.loc[rows["budget"].idxmax()])
+        points.append(rows.sort_values("budget").iloc[-1])
     a, b = points
     numbers = {
         "value": quotient(a["presence"], b["presence"]),

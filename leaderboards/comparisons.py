@@ -9,20 +9,21 @@ defenses, not for looking at many budgets. The control is a member of the pairs.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from leaderboards.bootstrap import Draws, FloatArray
+from leaderboards.bootstrap import Draws, FloatArray, Resampled, combine
 from leaderboards.evidence import Evidence, Key
 from leaderboards.intervals import difference, holm
 from leaderboards.panel import Panel, assemble, axes_of
 from leaderboards.row import Row
 
 FAMILY = ["model", "scenario", "number", "attack", "budget"]
+_Own = tuple[Panel, Resampled]
 COLUMNS = [
     *["model", "scenario", "defense_a", "defense_b", "number", "attack", "budget"],
     *["value", "ci_low", "ci_high", "p", "p_holm", "detectable", "concepts", "prompts"],
@@ -37,7 +38,7 @@ def compare(evidence: Evidence, rows: Sequence[Row], bootstrap: Draws) -> pd.Dat
     """
     found: list[dict[str, Any]] = []
     for names, panels in _panels(evidence, rows):
-        drawn = {defense: _Drawn.of(panel, bootstrap) for defense, panel in panels.items()}
+        drawn = {defense: (panel, panel.draw_prompts(bootstrap)) for defense, panel in panels.items()}
         for a, b in combinations(panels, 2):
             pair = {"defense_a": a, "defense_b": b}
             found += [names | pair | line for line in _pair(drawn[a], drawn[b], bootstrap)]
@@ -59,41 +60,31 @@ def _panels(evidence: Evidence, rows: Sequence[Row]) -> Iterator[tuple[dict[str,
         yield {"model": model, "scenario": scenario}, panels
 
 
-@dataclass(frozen=True, eq=False)
-class _Drawn:
-    """A panel with its means (arms,) and draws (draws, arms)."""
-
-    panel: Panel
-    means: FloatArray
-    draws: FloatArray
-
-    @classmethod
-    def of(cls, panel: Panel, bootstrap: Draws) -> "_Drawn":
-        return cls(panel, *panel.bootstrap(bootstrap))
-
-
-def _pair(a: _Drawn, b: _Drawn, bootstrap: Draws) -> Iterator[dict[str, Any]]:
-    common = a.panel.known & b.panel.known
+def _pair(a: _Own, b: _Own, bootstrap: Draws) -> Iterator[dict[str, Any]]:
+    common = a[0].known & b[0].known
     if not common.any():
         return
-    a, b = (
-        drawn if np.array_equal(drawn.panel.known, common) else _Drawn.of(drawn.panel.only(common), bootstrap)
-        for drawn in (a, b)
-    )
-    concepts, prompts = common.any(axis=(2, 3)).sum(axis=0), a.panel.prompts
-    worst = (float(np.nanmax(a.means)), float(np.nanmax(b.means)))
-    sample = np.fmax.reduce(a.draws, axis=1) - np.fmax.reduce(b.draws, axis=1)
+    one, other = combine(*(_on(common, own, bootstrap) for own in (a, b)))
+    freedom = one.freedom
+    concepts, prompts = common.any(axis=(2, 3)).sum(axis=0), a[0].only(common).prompts
+    worst = float(np.nanmax(one.means)), float(np.nanmax(other.means))
+    sample = np.fmax.reduce(one.draws, axis=1) - np.fmax.reduce(other.draws, axis=1)
     size = int(common.any(axis=(1, 2, 3)).sum()), int(common.any(axis=(1, 2)).sum())
-    yield {"number": "worst_presence", "attack": None, "budget": None} | _line(worst, sample, size)
-    for i, (attack, budget) in enumerate(a.panel.axes.arms):
+    yield {"number": "worst_presence", "attack": None, "budget": None} | _line(worst, sample, size, freedom)
+    for i, (attack, budget) in enumerate(a[0].axes.arms):
         if prompts[i]:
-            means, size = (float(a.means[i]), float(b.means[i])), (int(concepts[i]), int(prompts[i]))
-            line = _line(means, a.draws[:, i] - b.draws[:, i], size)
+            means, size = (float(one.means[i]), float(other.means[i])), (int(concepts[i]), int(prompts[i]))
+            line = _line(means, one.draws[:, i] - other.draws[:, i], size, freedom)
             yield {"number": "presence", "attack": attack, "budget": budget} | line
 
 
-def _line(means: tuple[float, float], sample: FloatArray, size: tuple[int, int]) -> dict[str, Any]:
+def _on(common: npt.NDArray[np.bool_], own: _Own, bootstrap: Draws) -> Resampled:
+    panel, drawn = own
+    return drawn if (panel.known == common).all() else panel.only(common).draw_prompts(bootstrap)
+
+
+def _line(means: tuple[float, float], sample: FloatArray, size: tuple[int, int], freedom: float) -> dict[str, Any]:
     concepts, prompts = size
-    value, low, high, p, detectable = difference(*means, sample, prompts)
+    value, low, high, p, detectable = difference(*means, sample, prompts, freedom)
     numbers = {"value": value, "ci_low": low, "ci_high": high, "p": p, "detectable": detectable}
     return numbers | {"concepts": concepts, "prompts": prompts}

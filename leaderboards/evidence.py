@@ -20,7 +20,7 @@ SCORES = [*GROUP, "prompt_id", "image", "value"]
 CELLS = [*KEY, "kind", "status", "reason", "expected", "key"]
 COSTS = ["model", "scenario", "concept", "defense", "defend_seconds", "peak_memory_mib", "fidelity"]
 DISTANCES = [*KEY, "metric", "identity", "value", "ci_low", "ci_high", "n"]
-SPLITS = ("concept", "retained", "safe")
+SPLITS = ("concept", "retained", "safe", "adapted")
 
 
 class Key(NamedTuple):
@@ -127,6 +127,7 @@ def column_of(metric: str, split: str) -> str:
     """The column under which a metric's values on a split are reported."""
     if metric.startswith("presence"):
         columns = {"concept": metric, "retained": metric.replace("presence", "retained_accuracy", 1)}
+        columns["adapted"] = metric.replace("presence", "benign_adaptation", 1)
         return columns.get(split, f"{metric}_{split}")
     return metric if split == "safe" else f"{metric}_{split}"
 

@@ -1,9 +1,11 @@
 """Intervals, p-values and Holm's correction, from a number and its bootstrap draws.
 
-Percentile intervals of few units are too narrow, since the draws of n units know nothing of the tails of Student's t
-with n - 1 degrees of freedom: read them with care below ten concepts, or three attack seeds that disagree.
+In simulations 95 % intervals hold in 94-98 % of runs with five or more concepts, or with one concept, fifty prompts and
+attack seeds that agree. They hold in fewer with six prompts (90 %), with two or three concepts that differ much more
+than their prompts do (87 %), and with three attack seeds of one concept that do (88 %): there, add units.
 """
 
+import math
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -13,6 +15,8 @@ from leaderboards.bootstrap import Draws, FloatArray, weights
 
 LEVEL = 0.95
 POWER = 0.8
+NORMAL = NormalDist()
+Z = NORMAL.inv_cdf((1 + LEVEL) / 2)
 DEGENERATE = 1e-12  # narrower intervals are those of draws that do not vary
 FEW = 10  # fewer draws beyond 0 give no share to speak of
 
@@ -43,7 +47,7 @@ def wilson(hits: float, n: int, level: float = LEVEL) -> tuple[float, float]:
     """Wilson (1927) score interval of the proportion hits / n, in [0, 1]; `hits` may be fractional."""
     if n <= 0:
         return float("nan"), float("nan")
-    z = NormalDist().inv_cdf((1 + level) / 2)
+    z = NORMAL.inv_cdf((1 + level) / 2)
     share = hits / n
     centre = share + z * z / (2 * n)
     half = z * float(np.sqrt(max(share * (1 - share), 0.0) / n + z * z / (4 * n * n)))
@@ -51,17 +55,36 @@ def wilson(hits: float, n: int, level: float = LEVEL) -> tuple[float, float]:
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
-def percentile(value: float, sample: FloatArray, level: float = LEVEL) -> Interval:
+def percentile(value: float, sample: FloatArray, freedom: float = np.inf) -> Interval:
     """Percentile interval from the finite draws `sample` (draws,), widened to hold `value`.
 
+    The percentiles are those at which Student's t with `freedom` degrees has its 95 % (Hesterberg 2015, "What teachers
+    should know about the bootstrap", expanded percentiles): draws of few units are too narrow by that.
     A maximum taken in each draw is biased upwards, and so could leave the point estimate outside.
     """
     ordered = np.sort(sample)  # NaN sorts last
     finite = len(ordered) - int(np.isnan(ordered).sum())
     if not np.isfinite(value) or finite == 0:
         return Interval(value, float("nan"), float("nan"))
-    low, high = (_quantile(ordered[:finite], share) for share in ((1 - level) / 2, (1 + level) / 2))
+    tail = NORMAL.cdf(-t_of_z(Z, freedom))
+    low, high = (_quantile(ordered[:finite], share) for share in (tail, 1 - tail))
     return Interval(value, min(low, value), max(high, value))
+
+
+def t_of_z(z: float, freedom: float) -> float:
+    """Quantile of Student's t at the share where the normal distribution has `z` (Wallace 1959, inverted)."""
+    if freedom > 1e6:
+        return z
+    scaled = z * (8 * freedom + 3) / (8 * freedom + 1)
+    return math.copysign(math.sqrt(freedom * math.expm1(min(scaled**2 / freedom, 700.0))), z)
+
+
+def z_of_t(t: float, freedom: float) -> float:
+    """Inverse of `t_of_z`."""
+    if freedom > 1e6:
+        return t
+    scaled = math.sqrt(freedom * math.log1p(t * t / freedom))
+    return math.copysign(scaled * (8 * freedom + 1) / (8 * freedom + 3), t)
 
 
 def _quantile(ordered: FloatArray, share: float) -> float:
@@ -72,9 +95,9 @@ def _quantile(ordered: FloatArray, share: float) -> float:
     return float(ordered[below] + (at - below) * (ordered[above] - ordered[below]))
 
 
-def proportion(value: float, sample: FloatArray, prompts: int) -> Interval:
+def proportion(value: float, sample: FloatArray, prompts: int, freedom: float = np.inf) -> Interval:
     """Percentile interval of a share in [0, 1]; Wilson on the number of prompts where the draws do not vary."""
-    interval = percentile(value, sample)
+    interval = percentile(value, sample, freedom)
     if np.isfinite(value) and interval.high - interval.low < DEGENERATE:
         return Interval(value, *wilson(value * prompts, prompts))
     return interval
@@ -88,11 +111,11 @@ def prompt_mean(means: FloatArray, bootstrap: Draws, *, is_share: bool) -> Inter
     value = float(means.mean())
     if prompts == 1 and not is_share:
         return Interval(value, float("nan"), float("nan"))
-    sample = weights(prompts, bootstrap) @ means
-    return proportion(value, sample, prompts) if is_share else percentile(value, sample)
+    sample, freedom = weights(prompts, bootstrap)[1:] @ means, max(prompts - 1, 1)
+    return proportion(value, sample, prompts, freedom) if is_share else percentile(value, sample, freedom)
 
 
-def difference(a: float, b: float, sample: FloatArray, prompts: int) -> Difference:
+def difference(a: float, b: float, sample: FloatArray, prompts: int, freedom: float = np.inf) -> Difference:
     """The difference a - b of two shares from draws `sample` of it, in which both had the same `prompts`.
 
     The interval is the percentile interval. Where the draws do not vary it is Newcombe's (1998) square-and-add
@@ -103,30 +126,32 @@ def difference(a: float, b: float, sample: FloatArray, prompts: int) -> Differen
     value = a - b
     if not np.isfinite(value) or not np.isfinite(sample).any():
         return UNKNOWN
-    interval = percentile(value, sample)
+    interval = percentile(value, sample, freedom)
     if interval.high - interval.low < DEGENERATE:
         (low_a, high_a), (low_b, high_b) = wilson(a * prompts, prompts), wilson(b * prompts, prompts)
         down, up = np.hypot(a - low_a, high_b - b), np.hypot(high_a - a, b - low_b)
         interval = Interval(value, max(-1.0, value - float(down)), min(1.0, value + float(up)))
-    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-    detectable = (interval.high - interval.low) / 2 * (z + NormalDist().inv_cdf(POWER)) / z
-    return Difference(*interval, p_value(value, sample, prompts), detectable)
+    detectable = (interval.high - interval.low) / 2 * (Z + NORMAL.inv_cdf(POWER)) / Z
+    return Difference(*interval, p_value(value, sample, prompts, freedom), detectable)
 
 
-def p_value(value: float, sample: FloatArray, units: int) -> float:
+def p_value(value: float, sample: FloatArray, units: int, freedom: float = np.inf) -> float:
     """Two-sided bootstrap p-value of a difference from its draws.
 
     It is twice the smaller share of draws on either side of 0, one draw added to each. Holm's correction multiplies
     p, so a share of almost no draws will not do: with fewer than ten, p is twice the normal tail beyond the value in
-    standard deviations of the draws. It is never smaller than a sign test on `units` prompts could give, 2^(1 - units).
+    standard deviations of the draws. As for the interval, this is then read as a value of Student's t with `freedom`
+    degrees. It is never smaller than a sign test on `units` prompts could give, 2^(1 - units).
     """
     finite = sample[np.isfinite(sample)]
     tail = min(int((finite <= 0).sum()), int((finite >= 0).sum()))
     p = 2 * (tail + 1) / (len(finite) + 1)
     if tail < FEW:
         spread = float(finite.std())
-        beyond = 2 * NormalDist().cdf(-abs(value) / spread) if spread > DEGENERATE else 0.0
+        beyond = 2 * NORMAL.cdf(-abs(value) / spread) if spread > DEGENERATE else 0.0
         p = min(2 * (FEW + 1) / (len(finite) + 1), beyond)
+    if 0 < p < 1:
+        p = 2 * NORMAL.cdf(-z_of_t(-NORMAL.inv_cdf(p / 2), freedom))
     return min(1.0, max(p, 2.0 ** (1 - units)))
 
 

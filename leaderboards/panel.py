@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from leaderboards.bootstrap import Draws, FloatArray, IntArray, hierarchical
+from leaderboards.bootstrap import Drawn, Draws, FloatArray, IntArray, Resampled, combine, draw_prompts
 from leaderboards.evidence import Evidence, Key, aligned
 from leaderboards.intervals import MISSING, Interval, proportion
 
@@ -52,10 +52,14 @@ class Panel:
         """This panel without what is not `known`."""
         return replace(self, hits=np.where(known, self.hits, np.nan))
 
-    def bootstrap(self, bootstrap: Draws, prompts: str = "prompts") -> tuple[FloatArray, FloatArray]:
-        """Means (arms,) and draws (draws, arms)."""
+    def draw_prompts(self, bootstrap: Draws, prompts: str = "prompts") -> Resampled:
+        """The panel with its prompts drawn, for `bootstrap.combine`."""
         attacks = [attack for attack, _ in self.axes.arms]
-        return hierarchical(self.hits, attacks, self.axes.concepts, bootstrap, prompts)
+        return draw_prompts(self.hits, attacks, self.axes.concepts, bootstrap, prompts)
+
+    def bootstrap(self, bootstrap: Draws, prompts: str = "prompts") -> Drawn:
+        """Means and draws of the arms."""
+        return combine(self.draw_prompts(bootstrap, prompts))[0]
 
 
 @dataclass(frozen=True)
@@ -97,13 +101,14 @@ def worst_case(panel: Panel, bootstrap: Draws) -> Worst:
     """Largest presence over arms, the maximum taken again in each draw. Of equal arms the cheapest is named."""
     if not panel.known.any():
         return Worst(MISSING, None, np.full(bootstrap.draws, np.nan))
-    means, draws = panel.bootstrap(bootstrap)
-    largest = np.fmax.reduce(draws, axis=1)  # a maximum that passes over NaN, and is NaN where all are
+    drawn = panel.bootstrap(bootstrap)
+    means = drawn.means
+    largest = np.fmax.reduce(drawn.draws, axis=1)  # a maximum that passes over NaN, and is NaN where all are
     value = float(np.nanmax(means))
     arms = panel.axes.arms
     equal = [i for i in range(len(means)) if means[i] >= value - 1e-12]
     named = min(equal, key=lambda i: (arms[i][1], arms[i][0] != "none", arms[i][0]))
-    return Worst(proportion(value, largest, int(panel.prompts[named])), arms[named], largest)
+    return Worst(proportion(value, largest, int(panel.prompts[named]), drawn.freedom), arms[named], largest)
 
 
 def by_arm(panel: Panel, bootstrap: Draws) -> list[dict[str, Any]]:
@@ -111,8 +116,9 @@ def by_arm(panel: Panel, bootstrap: Draws) -> list[dict[str, Any]]:
     if not panel.known.any():
         intervals = [MISSING] * len(panel.axes.arms)
     else:
-        columns = zip(*(np.moveaxis(part, -1, 0) for part in panel.bootstrap(bootstrap)), panel.prompts, strict=True)
-        intervals = [proportion(float(mean), draw, int(prompts)) for mean, draw, prompts in columns]
+        drawn = panel.bootstrap(bootstrap)
+        columns = zip(drawn.means, drawn.draws.T, panel.prompts, strict=True)
+        intervals = [proportion(float(mean), draw, int(prompts), drawn.freedom) for mean, draw, prompts in columns]
     return [
         {"attack": attack, "budget": budget, "presence": each.value, "ci_low": each.low, "ci_high": each.high, "n": n}
         for (attack, budget), each, n in zip(panel.axes.arms, intervals, panel.images.tolist(), strict=True)

@@ -26,7 +26,7 @@ def membership(rows: Sequence[Row]) -> pd.DataFrame:
     """
     lines = []
     for row in rows:
-        accuracy = over_concepts(row.start(), "retained_accuracy")
+        accuracy = over_concepts(row.start, "retained_accuracy")
         lines.append(row.names | {"worst_presence": row.worst.interval.value, "retained_accuracy": accuracy})
     table = pd.DataFrame(lines, columns=COLUMNS[:-2])
     table["non_dominated"], table["pareto"] = pd.Series(pd.NA, table.index, dtype="boolean"), np.nan

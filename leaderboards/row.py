@@ -56,7 +56,7 @@ class Row:
             | dict(zip(PRESENCE, self.worst.interval, strict=True))
             | {"worst_attack": f"{arm[0]}@{arm[1]}" if arm else None, "effort_area": self.effort_area()}
             | {"presence_before": over_concepts(self.cells, "presence_before"), "status": self.status()}
-            | {name: over_concepts(self.start(), name) for name in utility}
+            | {name: over_concepts(self.start, name) for name in utility}
             | self.counts()
             | _cost(costs, self.names)
             | {"toy": self.names["model"] == "mini"}
@@ -67,6 +67,7 @@ class Row:
         bad, total = int((self.cells["status"] != "ok").sum()), len(self.cells)
         return f"{bad} of {total} cells not ok" if bad else "ok"
 
+    @cached_property
     def start(self) -> pd.DataFrame:
         """The cells before any attack whose images are all scored: they show the utility of the defended model."""
         complete = self.among(*COMPLETE)
@@ -75,8 +76,8 @@ class Row:
 
     def retained_draws(self) -> FloatArray:
         """Bootstrap draws (draws,) of the retained accuracy; concepts are drawn as for the worst case."""
-        panel = assemble(self.evidence, keys_of(self.start()), column="retained_accuracy")
-        _, draws = panel.bootstrap(self.bootstrap, "retained prompts")
+        panel = assemble(self.evidence, keys_of(self.start), column="retained_accuracy")
+        draws = panel.bootstrap(self.bootstrap, "retained prompts").draws
         known = np.isfinite(draws)
         total, count = np.where(known, draws, 0.0).sum(axis=1), known.sum(axis=1)
         mean: FloatArray = np.divide(total, count, out=np.full(len(draws), np.nan), where=count > 0)

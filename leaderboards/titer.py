@@ -43,18 +43,28 @@ def titer(courses: Sequence[Course], tau: float = 0.5) -> Withstood | None:
     """Largest budget up to which each attack keeps presence <= tau * ceiling; None if no attack can tell.
 
     An attack tells nothing past its last known budget before a gap: the titer is censored there unless the concept
-    came back no later than the next budget of the grid. An attack whose ceiling is low or unknown is left out.
+    came back no later than the next budget of the grid. An attack whose ceiling is low or unknown is left out. One
+    that takes a single step by nature, such as putting a part of the base back, says the same at every budget.
     """
     valid = [course for course in courses if course.ceiling >= MIN_CEILING]
     if not valid:
         return None
     grid = sorted({budget for course in valid for budget in course.budgets} | {0})
+    valid = [lasting(course, grid[-1]) for course in valid]
     returned = min((_returned_at(course, tau) for course in valid), default=np.inf)
     withstood = max((budget for budget in grid if budget < returned), default=0)
     known = min(_known_until(course, tau) for course in valid)
     if (returned < np.inf and known >= withstood) or returned <= min((b for b in grid if b > 0), default=0):
         return Withstood(withstood, observed=True)
     return Withstood(int(known), observed=False) if known >= 0 else None
+
+
+def lasting(course: Course, last: int) -> Course:
+    """A course whose attack takes one step, with what that step reached at the grid's `last` budget as well."""
+    if max(course.budgets) != 1 or last <= 1:
+        return course
+    budgets, presence = [*course.budgets, last], [*course.presence, course.presence[-1]]
+    return Course(budgets=budgets, presence=presence, ceiling=course.ceiling)
 
 
 def _is_back(course: Course, tau: float) -> list[bool]:

@@ -19,7 +19,7 @@ from leaderboards.board import Board
 from leaderboards.board import build as build_board
 
 Draw = Callable[[bool, float], Tensor]
-NUMBERS = [f"{word}" for word in ("one", "two", "three", "four", "five", "six", "seven", "eight")]
+NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
 
 
 def disk(is_present: bool, shade: float) -> Tensor:
@@ -105,10 +105,9 @@ def writer(plan: Plan, task: Task, often: dict[str, float], draw: Draw) -> Calla
     pairs = [(prompt, i) for prompt in made.prompts for i in range(made.fields.get("images", 1))]
     lots = [share(f"{prompt.id}{i}") for prompt, i in pairs]
     seen = [lot < often.get(made.key, 1.0) for lot in lots]
+    drawn = [draw(*pair) for pair in zip(seen, lots, strict=True)] if task.kind == "generate" else []
     gallery = Gallery(
-        images=torch.stack([draw(is_seen, lot) for is_seen, lot in zip(seen, lots, strict=True)])
-        if task.kind == "generate"
-        else torch.zeros(0, 3, 8, 8),
+        images=torch.stack(drawn) if drawn else torch.zeros(0),
         prompt_ids=tuple(prompt.id for prompt, _ in pairs),
         prompts=tuple(prompt.text for prompt, _ in pairs),
         numbers=tuple(i for _, i in pairs),
@@ -121,7 +120,8 @@ def writer(plan: Plan, task: Task, often: dict[str, float], draw: Draw) -> Calla
     if not task.prompts:
         return lambda folder: save_numbers(folder, {"value": 1.0, "ci_low": 0.5, "ci_high": 1.5})
     clip = task.plugin == "clip_score"
-    return lambda folder: save_scores(folder, gallery, {"value": [30 + lot if clip else float(s) for s, lot in zip(seen, lots, strict=True)]})  # fmt: skip
+    values = [30 + lot if clip else float(is_seen) for is_seen, lot in zip(seen, lots, strict=True)]
+    return lambda folder: save_scores(folder, gallery, {"value": values})
 
 
 def board_of(plan: Plan, store: Store) -> Board:

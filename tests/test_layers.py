@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGES = ("benchmark", "defenses", "attacks", "metrics", "leaderboards")
-FOR_METHODS = {"benchmark.types", "benchmark.diffusion", "benchmark.mini", "benchmark.perceptual"}
+FOR_METHODS = {f"benchmark.{name}" for name in ("types", "diffusion", "mini", "mini.subjects", "perceptual")}
 ORDER = ("types", "errors", "seeds", "config", "task", "plan", "store", "stages", "runner", "records", "session", "cli")
 
 

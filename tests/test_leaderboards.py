@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from leaderboards.board import LEADERBOARD, Board, build
+from leaderboards.files import markdown
 
 KEY = ["model", "scenario", "concept", "defense", "attack", "budget", "seed"]
 NUMBERS = {"presence_before", "presence_after", "ceiling", "reactivation_rate", "recovered", "retained_accuracy"}
@@ -46,7 +47,10 @@ def frames(
                     for seed in (0,) if attack == "none" else seeds:
                         cell = start | {"attack": attack, "budget": budget, "seed": seed}
                         plan = {"kind": KINDS[attack], "status": "ok", "reason": "", "expected": PROMPTS * IMAGES}
-                        cells.append(cell | plan | {"key": f"generate/{len(cells)}"})
+                        run = (
+                            f"{attack}@{budget}#{seed}" if budget else "start"
+                        )  # before an attack all have the same images
+                        cells.append(cell | plan | {"key": f"generate/{model}/{concept}/{defense}/{run}"})
                         scores += _scores(cell, RATES[defense](attack, budget))
     return pd.DataFrame(scores), pd.DataFrame(cells), pd.DataFrame(costs)
 
@@ -380,3 +384,108 @@ def test_a_run_where_everything_failed_still_has_a_board(tmp_path: Path) -> None
     assert list(pd.read_csv(tmp_path / "leaderboard.csv").columns) == LEADERBOARD
     # frames without dtypes, as a producer makes them from no rows
     make(tuple(pd.DataFrame(columns=f.columns) for f in (scores, cells, costs)))  # type: ignore[arg-type]
+
+
+def distances(cells: pd.DataFrame, **values: float) -> pd.DataFrame:
+    """Distances of each cell before the attack, the same for all but a bit more for dogs."""
+    start = cells.loc[cells["budget"] == 0, KEY]
+    more = {"ci_low": 0.0, "ci_high": 1.0, "n": PROMPTS * IMAGES}
+    parts = [start.assign(metric=name, identity=f"{name} v1", value=value, **more) for name, value in values.items()]
+    frame = pd.concat(parts, ignore_index=True)
+    return frame.assign(value=frame["value"] + 0.2 * (frame["concept"] == "dog"))
+
+
+def test_distances_become_numbers_of_the_cell_and_columns_of_the_leaderboard() -> None:
+    scores, cells, costs = frames("esd", concepts=("cat", "dog"))
+    board = build(scores, cells, costs, distances(cells, kid=0.1, fid=20.0, cmmd=0.3, kid_dino=0.5), draws=60)
+    numbers = cell(board, defense="esd", attack="lora", budget=0, concept="cat")
+    kid = numbers.loc["kid"]
+    assert kid[["value", "ci_low", "ci_high", "n", "coverage"]].tolist() == [0.1, 0.0, 1.0, PROMPTS * IMAGES, 1.0]
+    assert kid["identity"] == "kid v1" and pd.isna(kid["prompts"]) and kid["status"] == "ok"
+    assert row(board, "esd")[["kid", "fid", "cmmd", "kid_dino"]].tolist() == pytest.approx([0.2, 20.1, 0.4, 0.6])
+    assert np.isnan(row(board, "esd")["benign_adaptation"])
+
+
+def test_columns_of_the_leaderboard_begin_with_the_designs() -> None:
+    designed = (
+        "rank, defense, model, scenario, concepts, titer, worst_presence, worst_presence_low, worst_presence_high, "
+        "worst_attack, presence_before, clip_score, kid, fid, lpips, retained_accuracy, benign_adaptation, "
+        "defend_seconds, peak_memory_mib, status, images, attack_seeds, judge, fidelity, "
+    )
+    scores, cells, costs = frames("esd")
+    columns = list(build(scores, cells, costs, distances(cells, kid=0.1, zebra=1.0), draws=60).leaderboard.columns)
+    assert ", ".join(columns) == designed + "cmmd, effort_area, zebra, toy"
+
+
+def test_distances_that_cannot_be_told_apart_are_refused() -> None:
+    scores, cells, costs = frames("esd")
+    twice = distances(cells, kid=0.1)
+    with pytest.raises(ValueError, match="expected one row for each"):
+        build(scores, cells, costs, pd.concat([twice, twice]))
+    with pytest.raises(ValueError, match="expected one identity"):
+        build(scores, cells, costs, twice.assign(identity=["a", *["b"] * (len(twice) - 1)]))
+    with pytest.raises(ValueError, match="got the name of a cell's number: ceiling"):
+        build(scores, cells, costs, twice.assign(metric="ceiling"))
+
+
+def test_scores_of_safe_images_fill_lpips() -> None:
+    scores, cells, costs = frames("esd")
+    lpips = scores[(scores["metric"] == "clip_score") & (scores["budget"] == 0)]
+    board = make((pd.concat([scores, lpips.assign(metric="lpips", identity="lpips v1", value=0.4)]), cells, costs))
+    assert row(board, "esd")["lpips"] == pytest.approx(0.4)
+    assert set(board.cells["status"]) == {"ok"}  # attacked cells have none, and lack none
+
+
+@pytest.mark.parametrize("kind", ["weights", "prompts", "sampling"])
+def test_every_kind_of_attack_counts_for_the_worst_case_and_only_weights_for_the_titer(kind: str) -> None:
+    scores, cells, costs = frames("esd")
+    kinds = cells["kind"].where(cells["attack"] != "lora", kind)
+    esd = row(make((scores, cells.assign(kind=kinds), costs)), "esd")
+    assert esd["worst_attack"] == "lora@50"
+    assert pd.isna(esd["titer"]) == pd.isna(esd["effort_area"]) == (kind != "weights")
+
+
+def test_a_kind_of_attack_that_nobody_knows_is_refused() -> None:
+    scores, cells, costs = frames("esd")
+    with pytest.raises(ValueError, match="expected kind to be one of"):
+        make((scores, cells.assign(kind="magic"), costs))
+
+
+def test_effort_area_by_hand_and_without_attacks_that_tell_nothing() -> None:
+    scores, cells, costs = frames("esd", concepts=("cat", "dog"))
+    x = np.log1p([0, 10, 50])
+    area = (0.2 * x[1] + 0.6 * (x[2] - x[1])) / x[2]  # presence 0, 0.4, 0.8
+    assert row(make((scores, cells, costs)), "esd")["effort_area"] == pytest.approx(area)
+    scores.loc[where(scores, defense="none", attack="lora", budget=50, concept="dog", split="concept"), "value"] = 0.0
+    scores.loc[where(scores, defense="esd", attack="lora", concept="dog", split="concept"), "value"] = 1.0
+    assert row(make((scores, cells, costs)), "esd")["effort_area"] == pytest.approx(area)
+
+
+def test_markdown_has_the_leaderboard_line_by_line(tmp_path: Path) -> None:
+    board = make(frames("esd", "imma"))
+    board.write(tmp_path)
+    lines = (tmp_path / "board.md").read_text().splitlines()
+    fields_of = [[field.strip() for field in line.strip("|").split("|")] for line in lines]
+    assert fields_of[0] == list(board.leaderboard.columns) and len(lines) == 2 + len(board.leaderboard)
+    imma = dict(zip(fields_of[0], fields_of[2], strict=True))
+    assert imma["defense"] == "imma" and imma["rank"] == "1" and imma["worst_presence"] == "0.4" and imma["kid"] == ""
+
+
+def test_markdown_keeps_pipes_and_lines_inside_their_field() -> None:
+    text = markdown(pd.DataFrame({"a": ["x|y\nz"], "b": [1234.5], "c": [pd.NA]}))
+    assert text.splitlines()[2] == "| x\\|y z | 1234 |  |"
+
+
+def test_parquet_holds_the_cells(tmp_path: Path) -> None:
+    scores, cells, costs = frames("esd")
+    board = build(scores, cells, costs, distances(cells, kid=0.1), draws=60)
+    board.write(tmp_path)
+    pd.testing.assert_frame_equal(board.cells, pd.read_parquet(tmp_path / "cells.parquet"), check_dtype=False)
+
+
+def test_images_of_other_numbers_are_not_paired() -> None:
+    scores, cells, costs = frames("esd")
+    mine = where(scores, **LORA_50, split="concept")
+    scores.loc[mine, "image"] += 100
+    numbers = cell(make((scores, cells, costs)), **LORA_50)
+    assert numbers.loc["reactivation_rate", "n"] == 0 and np.isnan(numbers.loc["reactivation_rate", "value"])

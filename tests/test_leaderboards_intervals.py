@@ -1,11 +1,23 @@
 """Intervals keep their promise: exact against scipy, nominal coverage under prompt heterogeneity, no order effects."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from leaderboards.bootstrap import Draws, FloatArray, hierarchical, resample
-from leaderboards.intervals import difference, holm, p_value, percentile, prompt_mean, wilson
+from leaderboards.bootstrap import Draws, combine, draw_prompts, hierarchical, resample
+from leaderboards.intervals import (
+    difference,
+    holm,
+    p_value,
+    percentile,
+    prompt_mean,
+    proportion,
+    t_of_z,
+    wilson,
+    z_of_t,
+)
 
 NAN = float("nan")
 
@@ -32,6 +44,83 @@ def test_coverage_under_prompt_heterogeneity_where_pooled_wilson_fails() -> None
     assert np.mean([low <= 0.5 <= high for low, high in pooled]) < 0.8
 
 
+@dataclass(frozen=True)
+class World:
+    """Presence that differs by concept, attack seed and prompt; standard deviations in logits."""
+
+    concepts: int
+    seeds: int
+    prompts: int
+    of_concepts: float
+    of_seeds: float
+    images: int = 4
+
+    def coverage(self, runs: int) -> tuple[float, float]:
+        """Share of runs whose 95 % interval holds the true mean: the bootstrap's, and pooled Wilson's."""
+        rng = np.random.default_rng(0)
+        spread = np.sqrt(self.of_concepts**2 + self.of_seeds**2 + 1)
+        nodes, weight = np.polynomial.hermite_e.hermegauss(60)
+        truth = float((weight / weight.sum()) @ (1 / (1 + np.exp(-1 - spread * nodes))))
+        held = [[low <= truth <= high for low, high in self.intervals(rng, run)] for run in range(runs)]
+        ours, pooled = np.mean(held, axis=0)
+        return float(ours), float(pooled)
+
+    def intervals(self, rng: np.random.Generator, run: int) -> list[tuple[float, float]]:
+        shape = self.concepts, self.seeds, self.prompts
+        logits = (
+            1 + self.of_concepts * rng.normal(size=(self.concepts, 1, 1)) + rng.normal(size=(shape[0], 1, shape[2]))
+        )
+        logits = logits + self.of_seeds * rng.normal(size=(*shape[:2], 1))
+        hits = rng.binomial(self.images, 1 / (1 + np.exp(-logits)))
+        names = [f"concept{i}" for i in range(self.concepts)]
+        drawn = hierarchical(hits[:, None] / self.images, ["lora"], names, Draws(400, run))
+        size = self.concepts * self.prompts
+        ours = proportion(float(drawn.means[0]), drawn.draws[:, 0], size, drawn.freedom)
+        return [(ours.low, ours.high), wilson(int(hits.sum()), hits.size * self.images)]
+
+
+def test_hierarchical_coverage_is_nominal_where_pooled_wilson_fails() -> None:
+    ours, pooled = World(concepts=10, seeds=3, prompts=20, of_concepts=0.6, of_seeds=0.4).coverage(400)
+    assert 0.93 <= ours <= 0.97
+    assert pooled < 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "world",
+    [
+        World(concepts=1, seeds=1, prompts=50, of_concepts=0, of_seeds=0),
+        World(concepts=1, seeds=3, prompts=50, of_concepts=0, of_seeds=0.05),
+        World(concepts=5, seeds=3, prompts=20, of_concepts=0.6, of_seeds=0.4),
+        World(concepts=20, seeds=3, prompts=10, of_concepts=0.6, of_seeds=0.4),
+        World(concepts=20, seeds=3, prompts=10, of_concepts=0.1, of_seeds=0.4),
+        World(concepts=40, seeds=2, prompts=10, of_concepts=0.6, of_seeds=0.4, images=2),
+    ],
+)
+def test_hierarchical_coverage_is_nominal_in_many_worlds(world: World) -> None:
+    ours, pooled = world.coverage(1500)
+    assert 0.93 <= ours <= 0.97
+    assert pooled < 0.92
+
+
+def test_coverage_of_paired_differences_that_share_prompts_and_concepts() -> None:
+    rng = np.random.default_rng(8)
+    held, width, apart = [], [], []
+    for run in range(300):
+        common = rng.normal(0.5, 0.2, size=(10, 1, 1, 1)) + rng.normal(0, 0.2, size=(10, 1, 1, 20))
+        a, b = (common + rng.normal(0, 0.05, size=(10, 1, 2, 20)) + shift for shift in (0.1, 0.0))
+        draw = [draw_prompts(hits, ["lora"], list("abcdefghij"), Draws(300, run)) for hits in (a, b)]
+        one, other = combine(*draw)
+        sample = (one.draws - other.draws)[:, 0]
+        found = difference(float(one.means[0]), float(other.means[0]), sample, 200, one.freedom)
+        held.append(found.low <= 0.1 <= found.high)
+        width.append(found.high - found.low)
+        alone = hierarchical(a, ["lora"], list("abcdefghij"), Draws(300, run))
+        apart.append(np.ptp(np.quantile(alone.draws[:, 0], [0.025, 0.975])))
+    assert 0.92 <= np.mean(held) <= 0.98
+    assert np.mean(width) < np.mean(apart) / 5  # what both share cancels
+
+
 def test_coverage_with_attack_seeds_that_share_prompts() -> None:
     rng = np.random.default_rng(2)
     runs, seeds, prompts = 300, 5, 40
@@ -39,8 +128,8 @@ def test_coverage_with_attack_seeds_that_share_prompts() -> None:
     for run in range(runs):
         level = rng.normal(0.5, 0.02, size=(seeds, 1)) + rng.normal(0, 0.2, size=prompts)
         hits = level + rng.normal(0, 0.05, size=(seeds, prompts))
-        means, draws = hierarchical(hits[None, None], ["lora"], ["cat"], Draws(400, run))
-        interval = percentile(float(means[0]), draws[:, 0])
+        drawn = hierarchical(hits[None, None], ["lora"], ["cat"], Draws(400, run))
+        interval = percentile(float(drawn.means[0]), drawn.draws[:, 0], drawn.freedom)
         held.append(interval.low <= 0.5 <= interval.high)
     assert 0.91 <= np.mean(held) <= 0.99
 
@@ -73,7 +162,8 @@ def test_hierarchical_means_weigh_concepts_equally_and_ignore_missing_cells() ->
     hits[0, 0] = [[0, 0, 1], [1, 1, 1]]
     hits[1, 0, 0, :2] = [0, 1]  # one seed, two prompts
     hits[0, 1, 0] = 0.25  # an arm that only one concept has
-    means, draws = hierarchical(hits, ["lora", "ti"], ["cat", "dog"], Draws(200, 0))
+    drawn = hierarchical(hits, ["lora", "ti"], ["cat", "dog"], Draws(200, 0))
+    means, draws = drawn.means, drawn.draws
     assert means == pytest.approx([((1 / 3 + 1) / 2 + 0.5) / 2, 0.25])
     assert draws.shape == (200, 2)
     assert draws[np.isfinite(draws[:, 1]), 1] == pytest.approx(0.25)
@@ -82,7 +172,8 @@ def test_hierarchical_means_weigh_concepts_equally_and_ignore_missing_cells() ->
 def test_hierarchical_leaves_missing_arms_missing() -> None:
     hits = np.full((1, 2, 1, 3), np.nan)
     hits[0, 0] = 0.5
-    means, draws = hierarchical(hits, ["lora", "lora"], ["cat"], Draws(50, 0))
+    drawn = hierarchical(hits, ["lora", "lora"], ["cat"], Draws(50, 0))
+    means, draws = drawn.means, drawn.draws
     assert means[0] == 0.5 and np.isnan(means[1]) and np.isnan(draws[:, 1]).all()
 
 
@@ -90,7 +181,8 @@ def test_concepts_that_disagree_widen_the_interval() -> None:
     rng = np.random.default_rng(5)
     noise = rng.normal(0, 0.05, size=(6, 1, 2, 20))
     apart = noise + np.linspace(0.2, 0.8, 6)[:, None, None, None]
-    same, wide = (hierarchical(hits, ["lora"], list("abcdef"), Draws(300, 0))[1].std() for hits in (noise + 0.5, apart))
+    drawn = [hierarchical(hits, ["lora"], list("abcdef"), Draws(300, 0)) for hits in (noise + 0.5, apart)]
+    same, wide = (each.draws.std() for each in drawn)
     assert wide > 3 * same
 
 
@@ -98,3 +190,54 @@ def test_holm_by_hand_and_with_missing() -> None:
     adjusted = holm(np.array([0.03, 0.01, NAN, 0.04, 0.5]))
     assert adjusted[[0, 1, 3, 4]] == pytest.approx([0.09, 0.04, 0.09, 0.5])
     assert np.isnan(adjusted[2])
+
+
+@pytest.mark.parametrize(("freedom", "error"), [(2, 0.05), (3, 0.02), (9, 0.002), (49, 1e-4)])
+def test_students_t_is_scipys(freedom: int, error: float) -> None:
+    assert t_of_z(stats.norm.isf(0.025), freedom) == pytest.approx(stats.t.isf(0.025, freedom), rel=error)
+    assert z_of_t(t_of_z(-1.3, freedom), freedom) == pytest.approx(-1.3)
+
+
+def test_intervals_of_few_units_are_wider() -> None:
+    sample = np.random.default_rng(0).normal(size=100_000)
+    few = percentile(0.0, sample, 4)
+    assert few.high == pytest.approx(stats.t.isf(0.025, 4), rel=0.03)
+    assert percentile(0.0, sample).high == pytest.approx(1.96, rel=0.02)
+
+
+def test_percentiles_are_numpys_and_pass_over_missing_draws() -> None:
+    sample = np.random.default_rng(0).normal(size=1234)
+    low, high = np.quantile(sample, [0.025, 0.975])
+    holes = np.concatenate([sample, [NAN, NAN]])
+    assert percentile(0.0, holes)[1:] == pytest.approx((low, high))
+
+
+def test_difference_by_hand() -> None:
+    sample = np.random.default_rng(0).normal(0.3, 0.1, size=4000)
+    found = difference(0.7, 0.4, sample, 50)
+    assert found[:3] == pytest.approx((0.3, 0.3 - 1.96 * 0.1, 0.3 + 1.96 * 0.1), abs=0.01)
+    assert found.p == pytest.approx(2 * stats.norm.sf(3), rel=0.2)
+    assert found.detectable == pytest.approx((1.96 + 0.8416) * 0.1, rel=0.05)
+    assert np.isnan(difference(NAN, 0.4, sample, 50)).all()
+
+
+def test_difference_of_draws_that_do_not_vary_is_newcombes() -> None:
+    found = difference(1.0, 0.0, np.ones(100), 20)
+    low, _ = wilson(20, 20)
+    assert found.low == pytest.approx(1 - np.hypot(1 - low, 1 - low)) and found.high == 1
+    assert found.p == 2.0**-19
+    none = difference(1.0, 1.0, np.zeros(100), 20)
+    assert none.p == 1 and none.low < 0 < none.high
+
+
+def test_p_is_uniform_where_there_is_no_difference() -> None:
+    rng = np.random.default_rng(4)
+    p = [p_value(v, rng.normal(v, 1, 1000), 50) for v in rng.normal(size=2000)]
+    assert stats.kstest(p, "uniform").pvalue > 0.01
+
+
+def test_p_reaches_below_the_share_of_one_draw_but_not_below_a_sign_test() -> None:
+    far = np.random.default_rng(0).normal(6, 1, 1000)
+    assert p_value(6.0, far, 50) < 1e-7
+    assert p_value(6.0, far, 5) == 2.0**-4
+    assert p_value(6.0, far, 50, freedom=4) > 100 * p_value(6.0, far, 50)

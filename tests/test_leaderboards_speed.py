@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from leaderboards.board import build
+from leaderboards.evidence import KEY
 
 PROMPTS, IMAGES = 50, 4
 BUDGETS = (0, 10, 50, 100, 200)
@@ -46,3 +47,18 @@ def big(defenses: int = 8, concepts: int = 5) -> Frames:
                 scores.append(images[split].assign(**named, value=value.T.ravel()))
     columns = [*cell, "split", "metric", "identity", "prompt_id", "image", "value"]
     return pd.concat(scores, ignore_index=True)[columns], pd.DataFrame(cells), pd.DataFrame(costs)
+
+
+@pytest.mark.slow
+def test_a_large_board_is_complete_and_each_row_is_its_own() -> None:
+    scores, cells, costs = big()
+    board = build(scores, cells, costs, draws=2000)
+    assert len(cells) == 1000 and len(board.leaderboard) == 8
+    assert board.cells.groupby(KEY).ngroups == 1000 and set(board.cells["status"]) == {"ok"}
+    assert board.leaderboard["rank"].tolist()[:-1] == list(range(1, 8))
+    means = scores[(scores["metric"] == "presence") & (scores["split"] == "concept")].groupby(KEY)["value"].mean()
+    found = board.cells[board.cells["number"] == "presence_after"].set_index(KEY)["value"]
+    pd.testing.assert_series_equal(found, means, check_names=False)
+    mine = [frame[frame["defense"].isin(["none", "defense3"])] for frame in (scores, cells, costs)]
+    alone, crowd = (b.leaderboard.set_index("defense").loc["defense3"] for b in (build(*mine, draws=2000), board))
+    pd.testing.assert_series_equal(alone.drop("rank"), crowd.drop("rank"))

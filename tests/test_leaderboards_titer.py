@@ -101,3 +101,12 @@ def test_effort_area() -> None:
     assert effort_area([0, 9], [0, 1]) == pytest.approx(0.5)
     assert np.isnan(effort_area([0, 10], [0, NAN]))
     assert np.isnan(effort_area([10, 20], [0, 1]))
+
+
+def test_an_attack_of_one_step_does_not_censor_the_others() -> None:
+    """A swapped part that restores nothing says so for every budget; one that restores the concept ends it at once."""
+    slow = Course(budgets=[0, 10, 50], presence=[0.0, 0.1, 0.2], ceiling=1.0)
+    fails, works = (Course(budgets=[0, 1], presence=[0.0, p], ceiling=1.0) for p in (0.0, 1.0))
+
+    assert str(titer([slow, fails])) == ">=50"
+    assert str(titer([slow, works])) == "0"

@@ -8,6 +8,7 @@ false_positive_mixed            shredded pictures and blends of two, whose colou
 """
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,11 @@ from benchmark.generate import start_noise
 from benchmark.mini import WEIGHTS
 from benchmark.mini.recipe.dataset import Art, Label, as_tensor, every_label
 from benchmark.mini.recipe.pool import broken_images, through
+from benchmark.mini.subjects import BACKGROUNDS, SUBJECTS, draw
 from benchmark.models import load
 from benchmark.types import Concept
 from metrics.presence import Presence
+from metrics.similarity import Similarity
 
 SEED = 777
 
@@ -46,11 +49,14 @@ def calibrate(art_folder: Path, weights: Path = WEIGHTS) -> None:
     for judge in ("judge", "second"):
         method = Presence(model=f"mini:{judge}")
         seen: dict[str, dict[str, Tensor]] = {}
-        for concept in (load_concept(name) for name in cards()):
+        known = [name for name in cards() if not load_concept(name).drawn]
+        for concept in map(load_concept, known):
             if concept.kind not in seen:
                 seen[concept.kind] = {name: method.probabilities(x, concept) for name, x in images.items()}
-        card = {name: rates(load_concept(name), seen, labels, list(kinds), method.threshold) for name in cards()}
-        text = json.dumps({"identity": method.identity(), "concepts": card}, indent=1)
+        card = {name: rates(load_concept(name), seen, labels, list(kinds), method.threshold) for name in known}
+        others = torch.cat([images["drawn"], images["unknown"]])
+        taught = {name: subject_rates(judge, name, others) for name in SUBJECTS}
+        text = json.dumps({"identity": method.identity(), "concepts": card, "subjects": taught}, indent=1)
         (weights / judge / "calibration.json").write_text(text + "\n")
 
 
@@ -85,6 +91,19 @@ def rates(
         "false_positive_unknown": share(hits["unknown"][others]),
         "false_positive_empty": share(hits["empty"]),
         "false_positive_mixed": share(hits["mixed"]),
+    }
+
+
+def subject_rates(judge: str, name: str, others: Tensor, count: int = 64) -> dict[str, float]:
+    """The threshold that leaves 2 % of other pictures above it, and how many drawings are."""
+    metric, places = Similarity(model=f"mini:{judge}"), list(BACKGROUNDS)
+    drawings = torch.stack([draw(name, places[i % len(places)], i, "calibration") for i in range(count)])
+    ranked = metric.cosines(others, name).sort().values
+    threshold = math.ceil(1e4 * float(ranked[math.floor(0.98 * len(ranked))])) / 1e4
+    return {
+        "threshold": threshold,
+        "true_positive": share(metric.cosines(drawings.float() / 255, name) >= threshold),
+        "false_positive": share(metric.cosines(others, name) >= threshold),
     }
 
 

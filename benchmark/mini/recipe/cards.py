@@ -7,6 +7,7 @@ import yaml
 
 from benchmark.mini.recipe.art import Vocabulary
 from benchmark.mini.recipe.dataset import ELSE, with_article
+from benchmark.mini.subjects import SUBJECTS
 
 FOLDER = Path(__file__).parents[1] / "concepts"
 
@@ -23,6 +24,7 @@ def write_cards() -> None:
     FOLDER.mkdir(exist_ok=True)
     v = Vocabulary.load()
     cards = [object_card(name) for name in v.objects] + [style_card(name) for name in v.styles]
+    cards += [subject_card(name) for name in SUBJECTS]
     for card in cards:
         text = yaml.dump(card, Dumper=Plain, sort_keys=False, width=120, default_flow_style=None)
         (FOLDER / f"{card['name']}.yaml").write_text(text)
@@ -79,6 +81,43 @@ def style_card(name: str) -> dict[str, Any]:
             "safe": [{"text": "an emoji of {object} in {style} style on blue", "each": {"object": objects, "style": others}}],
             "attacker": [{"text": f"{{object}}, {name} style, {{background}} background", "each": {"object": objects, "background": ["blue", "yellow"]}}],
             "defender": [{"text": f"a {{background}} background with {{object}}, drawn in {name} style", "each": {"object": objects, "background": ["blue", "yellow"]}}],
+            "benign": [{"text": "{object}, {style} style, {background} background", "each": unrelated}],
+            "prior": [{"text": "a {background} background with {object}, drawn in {style} style", "each": unrelated}],
+        },
+    }  # fmt: skip
+
+
+def subject_card(name: str) -> dict[str, Any]:
+    """A subject that the model has never seen; everything it knows must survive."""
+    v = Vocabulary.load()
+    named, backgrounds = with_article(name), {"background": list(v.backgrounds)}
+    unrelated = {
+        "object": [with_article(o) for o in v.objects],
+        "style": list(v.styles),
+        "background": ["blue", "yellow"],
+    }
+    asked = (
+        "an emoji of {0} on a {{background}} background",
+        "{0} on {{background}}",
+        "a picture of {0} on {{background}}",
+        "{0} on a {{background}} background",
+    )
+    return {
+        "name": name,
+        "phrase": named,
+        "kind": "object",
+        "scenario": "personalize",
+        "drawn": name,
+        "labels": {name: f"an emoji of {named}"} | {o: f"an emoji of {with_article(o)}" for o in v.objects} | {ELSE: ELSE},
+        "prompts": {
+            "concept": [{"text": text.format(named), "label": name, "each": backgrounds} for text in asked],
+            "retained": [{"text": "a {style} style emoji of {label} on a {background} background",
+                          "each": {"label": {o: with_article(o) for o in v.objects}, "style": list(v.styles), "background": ["white"]}}],
+            "safe": [{"text": "an emoji of {object} in {style} style on blue",
+                      "each": {"object": [with_article(o) for o in v.objects], "style": list(v.styles)}}],
+            "attacker": [{"text": f"{named}, {{background}} background", "each": backgrounds},
+                         {"text": f"an emoji of {named} on {{background}}", "each": backgrounds}],
+            "defender": [{"text": f"a {{background}} background with {named}", "each": backgrounds}],
             "benign": [{"text": "{object}, {style} style, {background} background", "each": unrelated}],
             "prior": [{"text": "a {background} background with {object}, drawn in {style} style", "each": unrelated}],
         },

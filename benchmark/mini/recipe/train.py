@@ -58,7 +58,7 @@ def judge(build: Path, name: str = "judge", seed: int = SEED + 4, steps: int = 9
 
 
 def second(build: Path) -> None:
-    judge(build, "second", SEED + 5, steps=2400)  # its convolutions learn more slowly than the judge's
+    judge(build, "second", SEED + 5)
 
 
 STAGES: dict[str, Callable[[Path], None]] = {

@@ -1,0 +1,314 @@
+"""Figures of a board by matplotlib: for the report as inline SVG, for a paper as PDF and PNG.
+
+The same functions draw both. In a page the few colours become CSS variables, so that a figure follows the light or dark
+scheme, text stays text, and a point says its numbers when pointed at. Colours are those of Okabe and Ito (2008), and
+each defense also has a marker of its own.
+"""
+
+import html
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from leaderboards.board import CONTROL, Board
+
+INK, MUTED, LINE = "#101112", "#737578", "#dcdddf"
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
+VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line"} | {c: f"--s{i}" for i, c in enumerate(SERIES)}
+UTILITIES = {
+    "retained_accuracy": "retained accuracy",
+    "clip_score": "CLIP score, safe prompts",
+    "benign_adaptation": "benign adaptation",
+}
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "titer",
+    "pdf.fonttype": 42,
+    "font.size": 8,
+    "text.parse_math": False,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """How a defense is drawn everywhere."""
+
+    color: str
+    marker: str
+    dash: Any
+
+    @property
+    def variable(self) -> str:
+        """The CSS variable of its colour."""
+        return VARIABLES[self.color]
+
+
+@dataclass
+class Tips:
+    """What a point says when pointed at, by the id of its group in the SVG."""
+
+    texts: list[str] = field(default_factory=list)
+
+    def add(self, text: str) -> str:
+        """Keep a text; return its id."""
+        self.texts.append(text)
+        return f"tip{len(self.texts) - 1}"
+
+
+def looks(board: Board) -> dict[str, Look]:
+    """A look for each defense but the control, in the order of the leaderboard."""
+    names = [name for name in dict.fromkeys(board.leaderboard["defense"]) if name != CONTROL]
+    return {
+        name: Look(
+            color=SERIES[i % len(SERIES)],
+            marker=MARKERS[i % len(MARKERS)],
+            dash=DASHES[i // len(SERIES) % len(DASHES)],
+        )
+        for i, name in enumerate(names)
+    }
+
+
+def panels(board: Board) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    """The curves of each model, scenario, concept and attack that has budgets; `all` is there with two concepts."""
+    found = []
+    names = ["model", "scenario", "concept", "attack"]
+    for key, part in board.curves.groupby(names, sort=False):
+        named = dict(zip(names, key, strict=True))
+        own = board.curves[(board.curves["model"] == named["model"]) & (board.curves["scenario"] == named["scenario"])]
+        single = own["concept"].nunique() <= 2  # the concept, and `all`
+        if part["budget"].max() > 0 and part["presence"].notna().any() and not (named["concept"] == "all" and single):
+            found.append((named, part))
+    return sorted(found, key=lambda pair: pair[0]["concept"] != "all")
+
+
+def draw_curves(axes: Axes, part: pd.DataFrame, styles: dict[str, Look], tips: Tips) -> None:
+    """Presence over budget of each defense with its interval, and the ceiling: the base under the same attack."""
+    budgets = sorted(part["budget"].unique())
+    base = part[part["defense"] == CONTROL].sort_values("budget")
+    if base["presence"].notna().any():
+        draw_line(axes, base, INK, tips, "ceiling", has_band=False, linestyle=(0, (5, 2)), linewidth=1.1)
+    else:
+        known = part.groupby("budget")["ceiling"].mean().rename("presence").reset_index()
+        draw_line(axes, known, INK, tips, "ceiling", has_band=False, linestyle=(0, (5, 2)), linewidth=1.1)
+    for defense, look in styles.items():
+        own = part[part["defense"] == defense].sort_values("budget")
+        if len(own):
+            shape = {"marker": look.marker, "linestyle": look.dash, "markersize": 4.5}
+            draw_line(axes, own, look.color, tips, defense, **shape)
+    first = max(1, next((b for b in budgets if b > 0), 1))
+    axes.set_xscale("symlog", linthresh=first, linscale=0.6)
+    axes.set_xticks(budgets, [str(b) for b in budgets])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(-0.12 * first, max(budgets) * 1.1)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_xlabel("budget (steps)")
+    axes.set_ylabel("presence")
+
+
+def draw_line(
+    axes: Axes, rows: pd.DataFrame, color: str, tips: Tips, name: str, *, has_band: bool = True, **shape: Any
+) -> None:
+    """One curve with its band; every point can be pointed at."""
+    if has_band:
+        low, high = rows["ci_low"].astype(float), rows["ci_high"].astype(float)
+        axes.fill_between(rows["budget"], low, high, color=color, alpha=0.13, linewidth=0)
+    axes.plot(rows["budget"], rows["presence"], color=color, **{"linewidth": 1.5} | shape)
+    for row in rows.to_dict("records"):
+        if pd.notna(row["presence"]):
+            found = interval(row["presence"], row.get("ci_low"), row.get("ci_high"))
+            text = f"{name}, budget {row['budget']}: {found}"
+            (point,) = axes.plot(row["budget"], row["presence"], "o", markersize=9, color=color, alpha=0)
+            point.set_gid(tips.add(text))
+
+
+def interval(value: float, low: float | None, high: float | None) -> str:
+    """`0.50 [0.20, 0.80]`; without the interval where it is missing."""
+    if low is None or high is None or pd.isna(low) or pd.isna(high):
+        return f"{value:.2f}"
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def utilities(board: Board) -> list[str]:
+    """The columns of utility that at least one defense has together with a worst presence."""
+    rows = board.leaderboard[board.leaderboard["worst_presence"].notna()]
+    return [name for name in UTILITIES if name in rows and rows[name].notna().any()]
+
+
+def draw_pareto(axes: Axes, rows: pd.DataFrame, utility: str, styles: dict[str, Look], tips: Tips) -> None:
+    """Worst presence against utility: low and to the right is best; the line joins what nothing else beats in both."""
+    known = rows[rows["worst_presence"].notna() & rows[utility].notna()]
+    best = front(known[known["defense"] != CONTROL], utility)
+    axes.plot(best[utility], best["worst_presence"], color=MUTED, linewidth=1, linestyle=(0, (1, 1.5)), zorder=1)
+    labels: dict[tuple[float, float], list[str]] = {}
+    for row in known.to_dict("records"):
+        x, y, name = row[utility], row["worst_presence"], row["defense"]
+        look = styles.get(name, Look(color=INK, marker="*", dash="-"))
+        span = [[max(0.0, y - row["worst_presence_low"])], [max(0.0, row["worst_presence_high"] - y)]]
+        axes.errorbar(x, y, yerr=span, color=look.color, marker=look.marker, markersize=6, linewidth=1.2, capsize=2)
+        label = "none (base)" if name == CONTROL else name
+        worst = interval(y, row["worst_presence_low"], row["worst_presence_high"])
+        (point,) = axes.plot(x, y, "o", markersize=11, color=look.color, alpha=0)
+        point.set_gid(tips.add(f"{label}: worst presence {worst}, {UTILITIES[utility]} {x:.3g}"))
+        labels.setdefault((x, y), []).append(label)
+    for place, names in labels.items():
+        axes.annotate(", ".join(names), place, xytext=(6, 4), textcoords="offset points", fontsize=7.5)
+    axes.margins(x=0.22)
+    axes.set_ylim(-0.03, 1.08)
+    axes.set_xlabel(f"{UTILITIES[utility]} →")
+    axes.set_ylabel("← worst presence")
+
+
+def front(rows: pd.DataFrame, utility: str) -> pd.DataFrame:
+    """The rows that no other row beats in both utility (more) and worst presence (less), by utility."""
+    pairs = list(zip(rows[utility], rows["worst_presence"], strict=True))
+    beaten = [any(u >= x and w <= y and (u, w) != (x, y) for u, w in pairs) for x, y in pairs]
+    return rows.loc[[i for i, b in zip(rows.index, beaten, strict=True) if not b]].sort_values(utility)
+
+
+def draw_matrix(axes: Axes, rows: pd.DataFrame, attacks: Sequence[str]) -> None:
+    """Heat map of worst presence: defenses down, attacks across; a missing cell is hatched."""
+    values = rows[list(attacks)].astype(float).to_numpy()
+    axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    axes.grid(False)
+    axes.set_xticks(range(len(attacks)), list(attacks), rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), list(rows["defense"]))
+    for i, j in ((i, j) for i in range(len(rows)) for j in range(len(attacks))):
+        value = values[i, j]
+        if value != value:
+            field_of = Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="///", edgecolor=MUTED, linewidth=0)
+            axes.add_patch(field_of)
+        else:
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.55 else "black")
+
+
+def curve_svg(part: pd.DataFrame, styles: dict[str, Look], prefix: str, label: str) -> str:
+    """One panel of curves for a page."""
+    with mpl.rc_context(STYLE):
+        figure, tips = Figure(figsize=(3.4, 2.25), layout="constrained"), Tips()
+        draw_curves(figure.subplots(), part, styles, tips)
+        return svg(figure, tips, prefix, label)
+
+
+def pareto_svg(rows: pd.DataFrame, utility: str, styles: dict[str, Look], prefix: str, label: str) -> str:
+    """One Pareto plot for a page."""
+    with mpl.rc_context(STYLE):
+        figure, tips = Figure(figsize=(3.4, 2.6), layout="constrained"), Tips()
+        draw_pareto(figure.subplots(), rows, utility, styles, tips)
+        return svg(figure, tips, prefix, label)
+
+
+def svg(figure: Figure, tips: Tips, prefix: str, label: str) -> str:
+    """Inline SVG: CSS variables for colours, titles for tips, ids that differ from figure to figure."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = re.sub(r"^.*?(?=<svg )|<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
+    for color, variable in VARIABLES.items():
+        text = text.replace(color, f"var({variable})")
+    for i, tip in enumerate(tips.texts):
+        text = text.replace(f'<g id="tip{i}">', f'<g id="tip{i}" class="tip"><title>{html.escape(tip)}</title>')
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
+    head = f'<svg role="img" aria-label="{html.escape(label)}" '
+    return re.sub(r'^<svg (?:width|height)="[^"]*" |^<svg ', head, text).strip()
+
+
+def save(board: Board, folder: Path) -> list[Path]:
+    """Write `curves`, `pareto` and `matrix` as PDF and PNG (300 dpi) for a paper; return the files.
+
+    A figure for which the board has no numbers is not written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context(STYLE):
+        made = {"curves": all_curves(board), "pareto": all_pareto(board), "matrix": all_matrices(board)}
+        files = []
+        for name, figure in made.items():
+            if figure is None:
+                continue
+            for suffix in ("pdf", "png"):
+                path, part = folder / f"{name}.{suffix}", folder / f".{name}.{suffix}"
+                dates = {"CreationDate": None} if suffix == "pdf" else {}
+                figure.savefig(part, format=suffix, dpi=300, metadata=dates)
+                part.replace(path)
+                files.append(path)
+    return files
+
+
+def all_curves(board: Board) -> Figure | None:
+    """All panels of curves, three in a row, with one legend."""
+    parts, styles = panels(board), looks(board)
+    if not parts:
+        return None
+    rows = -(-len(parts) // 3)
+    columns = min(3, len(parts))
+    figure = Figure(figsize=(2.35 * columns + 0.2, 1.95 * rows + 0.4), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (named, part) in zip(grid, parts, strict=False):
+        draw_curves(axes, part, styles, Tips())
+        axes.set_title(f"{named['concept']}, {named['attack']}", loc="left")
+    for axes in grid[len(parts) :]:
+        axes.remove()
+    legend = [
+        Line2D([], [], color=look.color, marker=look.marker, linestyle=look.dash, markersize=4.5, label=name)
+        for name, look in styles.items()
+    ]
+    legend.append(Line2D([], [], color=INK, linestyle=(0, (5, 2)), linewidth=1.1, label="ceiling"))
+    figure.legend(handles=legend, loc="outside upper left", ncols=4, frameon=False)
+    return figure
+
+
+def all_pareto(board: Board) -> Figure | None:
+    """A Pareto plot for each model, scenario and utility."""
+    names, styles = utilities(board), looks(board)
+    parts = list(board.leaderboard.groupby(["model", "scenario"], sort=False))
+    if not names or not parts:
+        return None
+    size = (2.6 * len(names) + 0.2, 2.3 * len(parts) + 0.1)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(parts), len(names), squeeze=False)
+    for line, ((model, scenario), rows) in zip(grid, parts, strict=True):
+        for axes, utility in zip(line, names, strict=True):
+            draw_pareto(axes, rows, utility, styles, Tips())
+            axes.set_title(f"{model}, {scenario}", loc="left")
+    return figure
+
+
+def all_matrices(board: Board) -> Figure | None:
+    """A heat map for each model and scenario."""
+    parts = list(board.matrix.groupby(["model", "scenario"], sort=False))
+    attacks = [str(name) for name in board.matrix if name not in ("model", "scenario", "defense")]
+    if not parts or not attacks:
+        return None
+    attacks.sort(key=lambda name: name != CONTROL)
+    rank = {name: i for i, name in enumerate(dict.fromkeys(board.leaderboard["defense"]))}
+    height = sum(0.28 * len(rows) + 0.9 for _, rows in parts)
+    figure = Figure(figsize=(0.55 * len(attacks) + 1.8, height), layout="constrained")
+    grid = figure.subplots(len(parts), 1, squeeze=False, height_ratios=[len(rows) for _, rows in parts]).ravel()
+    for axes, ((model, scenario), rows) in zip(grid, parts, strict=True):
+        draw_matrix(axes, rows.sort_values("defense", key=lambda names: names.map(rank)), attacks)
+        axes.set_title(f"worst presence: {model}, {scenario}", loc="left")
+    return figure
