@@ -67,13 +67,15 @@ class ImageCounts(Counts):
 class Entry:
     """A plug-in as a config names it: `as` is its label on the board, `method` the instance.
 
-    A composed defense works on the result of another, `on`.
+    A composed defense is trained on the result of another, `after`. An attack may be meant for some defenses only,
+    `against` (and the control); for all, if that is empty.
     """
 
     label: str
     use: str
     method: Any
-    on: "Entry | None" = None
+    after: "Entry | None" = None
+    against: tuple[str, ...] = ()
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -183,7 +185,15 @@ def parse(values: Any) -> Config:
         raise ConfigError(f"expected rising budgets above 0, got {list(raw.budgets)}: budget 0 is always included.")
     check_claims(raw)
     lists = {kind: entries(kind, getattr(raw, f"{kind}s")) for kind in ("defense", "attack", "metric")}
+    for label in (label for attack in lists["attack"] for label in attack.against):
+        if label not in labels_of(lists["defense"]):
+            raise ConfigError(unknown("defense in `against`:", label, labels_of(lists["defense"])))
     return Config(raw, lists["defense"], lists["attack"], lists["metric"], adaptation(raw.adaptation))
+
+
+def labels_of(listed: tuple[Entry, ...]) -> list[str]:
+    """The labels of entries."""
+    return [e.label for e in listed]
 
 
 def adaptation(given: Adapt | None) -> Adaptation | None:
@@ -253,26 +263,27 @@ def composed(kind: PluginKind, name: str, known: Mapping[str, Entry]) -> Entry:
     if before.method.fidelity == "control":
         raise ConfigError(f"expected a defense to build on, got {left!r}: `{right}` alone is the same.")
     top = known[right] if right in known else entry(kind, right)
-    if top.on is not None:
+    if top.after is not None:
         raise ConfigError(f"expected a plain defense after the last +, got {right!r}: compose it from the left.")
-    return dataclasses.replace(top, label=name, on=before)
+    return dataclasses.replace(top, label=name, after=before)
 
 
 def entry(kind: PluginKind, item: str | dict[str, Any], known: Mapping[str, Entry] | None = None) -> Entry:
-    """One plug-in from `name`, `a+b` or `{use: name, as: label, on: label, preset: name, field: value}`."""
+    """One plug-in from `name`, `a+b` or `{use: name, as: label, after: label, preset: name, field: value}`."""
     known = known or {}
     if isinstance(item, str) and "+" in item and item not in names(kind):
         return composed(kind, item, known)
     given = {"use": item} if isinstance(item, str) else dict(item)
     if not isinstance(given.get("use"), str):
         raise ConfigError(f"expected `use: NAME` in every {kind}, got {item!r}: write {{use: NAME, ...}}.")
-    use, on = given.pop("use"), given.pop("on", None)
-    if on is not None:
+    use, after = given.pop("use"), given.pop("after", None)
+    if after is not None:
         fields = {key: value for key, value in given.items() if key != "as"}
         part = dataclasses.replace(entry(kind, {"use": use, **fields}), label=use)
-        whole = composed(kind, f"{on}+{use}", {**known, use: part})
+        whole = composed(kind, f"{after}+{use}", {**known, use: part})
         return dataclasses.replace(whole, label=str(given.get("as", whole.label)))
     label, preset = str(given.pop("as", use)), given.pop("preset", None)
+    against = given.pop("against", ()) if kind == "attack" else ()
     cls = find(kind, use)
     fields_of = [f.name for f in dataclasses.fields(cls)]
     stored = getattr(cls, "presets", {})
@@ -285,7 +296,7 @@ def entry(kind: PluginKind, item: str | dict[str, Any], known: Mapping[str, Entr
         method = adapter(cls).validate_python({**stored.get(preset, {}), **given})
     except ValidationError as error:
         raise ConfigError(f"{kind} {use!r}: {explain(error, fields_of)}") from error
-    return Entry(label, use, method)
+    return Entry(label, use, method, against=tuple(map(str, [against] if isinstance(against, str) else against)))
 
 
 def adapter(cls: type[Any]) -> TypeAdapter[Any]:

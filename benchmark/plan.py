@@ -97,6 +97,8 @@ def build(config: Config, base: str, concepts: Iterable[Concept], subject: Conce
         for defense in defenses:
             defend = add_defense(plan, concept, defense)
             for attack in config.attacks:
+                if attack.against and defense.method.fidelity != "control" and defense.label not in attack.against:
+                    continue
                 plan.cells += add_attack(plan, concept, defense, defend, attack)
     names = [cell.name for cell in plan.cells]
     if len(set(names)) < len(names):
@@ -109,7 +111,7 @@ def add_defense(plan: Plan, concept: Concept, defense: Entry) -> str | None:
     if defense.method.fidelity == "control":
         return None
     roles = {need: data_task(plan, concept, defense, DEFENDER[need]) for need in sorted(defense.method.needs)}
-    below = add_defense(plan, concept, defense.on) if defense.on else None
+    below = add_defense(plan, concept, defense.after) if defense.after else None
     return plan.add(
         Task(
             kind="defend",

@@ -113,7 +113,7 @@ def costs(plan: Plan, store: Store) -> pd.DataFrame:
 
 def parts(entry: Entry) -> list[Entry]:
     """A composed defense's entries, the first trained first."""
-    return [*(parts(entry.on) if entry.on else []), entry]
+    return [*(parts(entry.after) if entry.after else []), entry]
 
 
 def lineage(plan: Plan, key: str | None) -> list[str]:

@@ -21,7 +21,7 @@ from benchmark.task import Task
 from tests.runs import tiny_config
 
 ERASE = {"use": "esd", "as": "erased", "steps": 2, "ddim_steps": 3, "lr": 0.01}
-TWICE = {"use": "esd", "on": "erased", "scope": "u", "steps": 2, "ddim_steps": 3, "lr": 0.01}
+TWICE = {"use": "esd", "after": "erased", "scope": "u", "steps": 2, "ddim_steps": 3, "lr": 0.01}
 
 
 class Silent:
@@ -48,7 +48,7 @@ def test_a_label_brings_its_fields() -> None:
     """`erased+last`: each part is the entry listed under that label, not the plug-in's defaults."""
     *_, whole = config.entries("defense", (ERASE, {"use": "esd", "as": "last", "steps": 7}, "erased+last"))
 
-    assert (whole.method.steps, whole.on.method.steps) == (7, 2)  # type: ignore[union-attr]
+    assert (whole.method.steps, whole.after.method.steps) == (7, 2)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_the_second_part_starts_from_the_first(finished: tuple[Plan, Bench, Outc
     """The same method alone, on the base, gives another delta."""
     plan, bench, _ = finished
     composed = load_delta(bench.store.path(defends(plan)["erased+esd"].key))
-    alone = config.entry("defense", {k: v for k, v in TWICE.items() if k != "on"}).method
+    alone = config.entry("defense", {k: v for k, v in TWICE.items() if k != "after"}).method
     concept = load_concept(plan.config.raw.concepts[0])
 
     def silent(*, step: int, total: int, loss: float) -> None: ...

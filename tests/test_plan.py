@@ -7,7 +7,7 @@ import pytest
 
 from benchmark import config
 from benchmark.data import load_concept
-from benchmark.errors import PlanError
+from benchmark.errors import ConfigError, PlanError
 from benchmark.plan import Plan, build
 from benchmark.task import Task
 from benchmark.types import Prompt
@@ -147,3 +147,14 @@ def test_keys_are_pinned() -> None:
 
     assert task().key == "defend/esd-lr=0.01-steps=2-46d278f9836684b946b3ff6dc10ff799"
     assert drawn.key == "generate/sampler-lr=0.01-steps=2-eeffdb076416e3336fa9441e2404951f"
+
+
+def test_an_attack_may_be_meant_for_some_defenses(planned: Any) -> None:
+    """The control is always among them: every cell needs its ceiling."""
+    defenses = [{"use": "esd", "as": "a", "steps": 2}, {"use": "esd", "as": "b", "steps": 3}]
+    plan = planned(defenses=defenses, attacks=["none", {"use": "lora", "against": ["a"]}])
+
+    assert {cell.defense for cell in plan.cells if cell.attack == "lora"} == {"none", "a"}
+    assert {cell.defense for cell in plan.cells if cell.attack == "none"} == {"none", "a", "b"}
+    with pytest.raises(ConfigError, match="unknown defense in `against`"):
+        planned(defenses=defenses, attacks=["none", {"use": "lora", "against": "c"}])
