@@ -70,7 +70,7 @@ def run(
             outcome = job.run(bars, device=device, batch=batch)
     except InputError as error:
         refuse(error)
-    show_board(job)
+    show_board(job.board, job.out)
     counts = {what: len(getattr(outcome, what)) for what in ("ran", "found", "failed", "skipped")}
     out.print(", ".join(f"{what} {count}" for what, count in counts.items()))
     for key, trace in outcome.failed.items():
@@ -128,7 +128,7 @@ def status(source: Source, only: Only = "", store: StoreAt = Path("store"), as_j
 
 @app.command()
 def board(
-    source: Source,
+    sources: Annotated[list[str], typer.Argument(help="A preset or YAML file; several give one board over all.")],
     out_folder: Out = None,
     only: Only = "",
     store: StoreAt = Path("store"),
@@ -138,15 +138,19 @@ def board(
     from benchmark import session
 
     try:
-        job = session.prepare(chosen(source, only), source=source, out=out_folder, store=store)
-        published = job.publish()
+        many = len(sources) > 1
+        jobs = [
+            session.prepare(chosen(s, only), source=s, out=out_folder, store=store, claim=not many) for s in sources
+        ]
+        folder = (out_folder or Path("runs") / "merged") if many else jobs[0].out
+        published = session.merge(jobs, folder) if many else jobs[0].publish()
     except InputError as error:
         refuse(error)
-    show_board(job)
+    show_board(published, folder)
     if figures:
         from benchmark.report import figures as drawn
 
-        for file in drawn.save(published, job.out / "figures"):
+        for file in drawn.save(published, folder / "figures"):
             out.print(str(file))
 
 
@@ -172,15 +176,15 @@ def export(
     out.print(f"{found.name} -> {to}")
 
 
-def show_board(job: Any) -> None:
+def show_board(published: Any, folder: Path) -> None:
     """Print the leaderboard and where the tables are."""
     from benchmark.watch import leaderboard_table
 
-    out.print(leaderboard_table(job.board.leaderboard))
-    names = ["leaderboard", "matrix", "curves", "cells", "comparisons"]
-    for name in [*names, *["claims"] * bool(job.plan.config.raw.claims)]:
-        out.print(str(job.out / f"{name}.csv"))
-    out.print(str(job.out / "report" / "index.html"))
+    out.print(leaderboard_table(published.leaderboard))
+    names = ("leaderboard.csv", "matrix.csv", "curves.csv", "cells.csv", "comparisons.csv", "claims.csv")
+    for file in (folder / name for name in (*names, "report/index.html")):
+        if file.is_file():
+            out.print(str(file))
 
 
 @app.command("list")

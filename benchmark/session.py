@@ -4,6 +4,7 @@ import hashlib
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,7 @@ import pandas as pd
 from benchmark import models, records
 from benchmark.config import Config
 from benchmark.data import load_concept
-from benchmark.errors import FolderError
+from benchmark.errors import ConfigError, FolderError
 from benchmark.plan import Plan, build
 from benchmark.report import page
 from benchmark.store import Store, write_whole
@@ -23,6 +24,7 @@ from leaderboards.board import Board
 from leaderboards.board import build as build_board
 from leaderboards.claims import Claim, judge
 from leaderboards.files import write_table
+from leaderboards.merge import IncomparableError, Tables, combine
 
 PACKAGES = ("titer", "torch", "diffusers", "transformers", "peft", "open_clip_torch", "pandas", "numpy")
 
@@ -85,13 +87,8 @@ class Session:
 
     def publish(self) -> Board:
         """Write the tables, `run.json` and, if anything failed, `failures.json`."""
-        tables = (
-            records.scores(self.plan, self.store),
-            records.cells(self.plan, self.store, self.failed, self.skipped),
-            records.costs(self.plan, self.store),
-            records.distances(self.plan, self.store),
-        )
-        self.board = build_board(*tables, draws=self.plan.config.raw.draws)
+        t = self.tables()
+        self.board = build_board(t.scores, t.cells, t.costs, t.distances, draws=self.plan.config.raw.draws)
         self.board.write(self.out)
         claims = [Claim(**claim.model_dump()) for claim in self.plan.config.raw.claims]
         if claims:
@@ -107,6 +104,17 @@ class Session:
         page.write(self.plan, self.store, self.board, facts, self.out / "report")
         return self.board
 
+    def tables(self) -> Tables:
+        """What the store has of this run, as frames."""
+        return Tables(
+            scores=records.scores(self.plan, self.store),
+            cells=records.cells(self.plan, self.store, self.failed, self.skipped),
+            costs=records.costs(self.plan, self.store),
+            distances=records.distances(self.plan, self.store),
+            source=self.source,
+            sampling=self.plan.config.raw.sampling.model_dump(),
+        )
+
     def describe(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """What made this run: config, versions, hardware, cost."""
         spent = {name: sum(row.get(name) or 0 for row in rows) for name in ("seconds", "unet_forward", "unet_backward")}
@@ -120,6 +128,25 @@ class Session:
             "planned_passes": self.plan.passes,
             "spent": spent,
         }
+
+
+def merge(jobs: Sequence[Session], out: Path) -> Board:
+    """One board over several runs, written to a folder that is empty or holds such a board.
+
+    Raises:
+        ConfigError: the runs are not comparable.
+        FolderError: the folder holds something else.
+    """
+    name = hashlib.sha256(json.dumps(sorted(identity(job.plan) for job in jobs)).encode()).hexdigest()[:16]
+    try:
+        t = combine([job.tables() for job in jobs])
+    except IncomparableError as error:
+        raise ConfigError(str(error)) from error
+    claim_folder(out, name)
+    draws = max(job.plan.config.raw.draws for job in jobs)
+    board = build_board(t.scores, t.cells, t.costs, t.distances, draws=draws)
+    board.write(out)
+    return board
 
 
 def identity(plan: Plan) -> str:

@@ -213,3 +213,42 @@ def test_the_doctor_finds_this_installation_well() -> None:
     checks = json.loads(titer("doctor", "--json").stdout)
 
     assert all(check["ok"] for check in checks), checks
+
+
+def test_a_board_over_two_runs_has_the_rows_of_both(
+    done: tuple[Path, list[object], Result], tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder, words, _ = done
+    store = ["--store", folder / "store"]
+    other = {"use": "esd", "as": "other", "steps": 1, "ddim_steps": 3, "lr": 0.01}
+    second = write_config(tmp_path, tiny_folder, name="second", defenses=["none", other])
+    assert titer("run", second, *store, "--out", tmp_path / "second").exit_code == 0
+
+    result = titer("board", words[1], second, *store, "--out", tmp_path / "both")
+
+    assert result.exit_code == 0, result.output
+    both, one = (pd.read_csv(path / "leaderboard.csv") for path in (tmp_path / "both", folder / "out"))
+    assert set(both.defense) == {"none", "esd", "other"}
+    ours = [frame[frame.defense == "esd"].drop(columns="rank").reset_index(drop=True) for frame in (both, one)]
+    pd.testing.assert_frame_equal(*ours)
+
+
+def test_runs_that_drew_differently_are_not_merged(
+    done: tuple[Path, list[object], Result], tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder, words, _ = done
+    drawn = write_config(tmp_path, tiny_folder, name="drawn", sampling={"steps": 3, "guidance": 2.0})
+
+    result = titer("board", words[1], drawn, "--store", folder / "store", "--out", tmp_path / "both")
+
+    assert result.exit_code == 2
+    assert not (tmp_path / "both").exists()
+
+
+def test_an_export_of_what_was_not_run_says_so(tiny_folder: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, tiny_folder)
+
+    result = titer("export", config, "cat/esd", "--to", tmp_path / "model", "--store", tmp_path / "store")
+
+    assert result.exit_code != 0
+    assert not (tmp_path / "model").exists()
