@@ -1,5 +1,6 @@
 """What `titer list`, `titer show` and `titer doctor` say: plug-ins, concepts, models, presets, this installation."""
 
+import ast
 import dataclasses
 import importlib
 import inspect
@@ -47,7 +48,9 @@ def listing(what: str) -> list[dict[str, str]]:
 
 
 def summary(kind: registry.PluginKind, name: str) -> str:
-    """The first line of a plug-in's documentation."""
+    """The first line of a plug-in's documentation; a built-in one is read, not imported, which would load torch."""
+    if name in registry.builtin(kind):
+        return (ast.get_docstring(ast.parse(registry.source(kind, name).read_text())) or "").split("\n")[0]
     try:
         return documentation(registry.find(kind, name)).split("\n")[0]
     except TiterError as error:

@@ -29,6 +29,12 @@ def builtin(kind: PluginKind) -> list[str]:
     return sorted(file.stem for file in folder.glob("*.py") if file.stem not in {"__init__", "base"} | SHARED[kind])
 
 
+def source(kind: PluginKind, name: str) -> Path:
+    """The file of a built-in plug-in."""
+    package = importlib.import_module(FOLDERS[kind])
+    return Path(inspect.getfile(package)).parent / f"{name}.py"
+
+
 def external(kind: PluginKind) -> dict[str, EntryPoint]:
     """Entry points of other packages, by name."""
     return {point.name: point for point in entry_points(group=f"titer.{FOLDERS[kind]}")}
