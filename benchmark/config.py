@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from benchmark.errors import ConfigError, unknown
 from benchmark.registry import PluginKind, find, names
+from benchmark.types import Precision
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -125,6 +126,7 @@ class Raw(Strict):
     images: ImageCounts = ImageCounts()  # type: ignore[call-arg]
     prompts: Counts = Counts()  # type: ignore[call-arg]
     draws: int = Field(1000, ge=100)
+    precision: Precision = "float32"
     claims: tuple[ClaimText, ...] = ()
     adaptation: Adapt | None = None
 

@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from benchmark.types import Delta
+from benchmark.types import Delta, Precision
 
 
 @dataclass
@@ -42,7 +42,11 @@ class Meter:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A Stable Diffusion model: the parts that methods read or train, and its training schedule."""
+    """A Stable Diffusion model: the parts that methods read or train, and its training schedule.
+
+    Weights are float32, always. With `precision` bfloat16 the U-Net computes in mixed precision; what it predicts,
+    the losses and the updates stay float32.
+    """
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
@@ -50,6 +54,7 @@ class Model:
     tokenizer: CLIPTokenizer
     scheduler: DDPMScheduler
     meter: Meter = field(default_factory=Meter)
+    precision: Precision = "float32"
 
     @property
     def device(self) -> torch.device:
@@ -106,7 +111,9 @@ class Model:
 
     def predict_noise(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
         """eps_theta(z_t, t, c): `(B, C, h, w)`; t is `(B,)` or `()`. A v-predicting model's answer is converted."""
-        out = self.unet(z_t, t, encoder_hidden_states=text).sample
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            out = self.unet(z_t, t, encoder_hidden_states=text).sample
+        out = out.to(z_t.dtype)
         if self.scheduler.config.prediction_type == "v_prediction":
             ab = self.alpha_bar(t, like=z_t)
             out = ab.sqrt() * out + (1 - ab).sqrt() * z_t

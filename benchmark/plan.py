@@ -73,6 +73,8 @@ class Plan:
         for role, parent in task.parents.items():
             if parent not in self.tasks:
                 raise PlanError(f"expected the parent {role} of {task.label} in the plan, got {parent}: add it first.")
+        if task.kind in ("defend", "attack", "generate"):
+            task = replace(task, precision=self.config.raw.precision)
         self.requested += task.passes
         self.tasks.setdefault(task.key, task)
         return task.key

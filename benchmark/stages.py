@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,8 @@ class Bench:
         """The base with the parents' changes: defended, then attacked up to the task's budget."""
         deltas = [load_delta(self.store.path(key)) for key in self.lineage(task)]
         snapshot = self.snapshot(task)
-        model = self.base.with_delta(*deltas, snapshot.delta) if deltas or snapshot.steps else self.base
+        base = replace(self.base, precision=task.precision)
+        model = base.with_delta(*deltas, snapshot.delta) if deltas or snapshot.steps else base
         return model.with_tokens(snapshot.tokens) if snapshot.tokens else model
 
     def lineage(self, task: Task) -> list[str]:

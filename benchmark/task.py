@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from benchmark.types import Concept, Prompt
+from benchmark.types import Concept, Precision, Prompt
 
 SCHEMA = 1
 Kind = Literal["defend", "attack", "generate", "embed", "score"]
@@ -41,6 +41,7 @@ class Task:
     concept: Concept | None = None
     prompts: tuple[Prompt, ...] = ()
     seed: int = 0
+    precision: Precision = "float32"
     parents: Mapping[str, str] = field(default_factory=dict)
     label: str = ""
     passes: int = 0
@@ -64,7 +65,7 @@ class Task:
             "concept": self._concept(),
             "prompts": [self._prompt(p) for p in self.prompts],
             "seed": self.seed,
-            "precision": "float32",
+            "precision": self.precision,
             "parents": dict(self.parents),
         }
 

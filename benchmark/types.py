@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Split = Literal["concept", "retained", "safe", "attacker", "defender", "prior", "benign"]
 Scenario = Literal["relearn", "personalize"]
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)

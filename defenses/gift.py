@@ -153,7 +153,8 @@ def activations(unet: UNet2DConditionModel) -> Iterator[list[Tensor]]:
     found: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-        found.append(output if isinstance(output, Tensor) else output[0])  # transformers answer with a tuple
+        h = output if isinstance(output, Tensor) else output[0]  # transformers answer with a tuple
+        found.append(h.float() if h.dtype == torch.bfloat16 else h)  # mixed precision
 
     blocks = [b for b in (*unet.down_blocks, unet.mid_block, *unet.up_blocks) if b is not None]
     layers = [m for b in blocks for kind in ("resnets", "attentions") for m in getattr(b, kind, ()) if m is not None]

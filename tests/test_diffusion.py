@@ -1,5 +1,7 @@
 """The equations that every method shares, and the sampler's independence of batches."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -175,3 +177,19 @@ def test_a_new_word_is_its_vector(model: Model) -> None:
     for word in ("<new>", "a"):
         with pytest.raises(ValueError, match="expected a word that the tokenizer lacks"):
             taught.with_tokens({word: cat})
+
+
+def test_mixed_precision_predicts_float32_and_nearly_the_same(model: Model) -> None:
+    """And gradients arrive in float32, so that a defense or an attack trains as before."""
+    mixed = replace(model.clone(), precision="bfloat16")
+    mixed.unet.requires_grad_(True)
+    z = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    t, text = torch.tensor([10, 500]), model.encode_text(["cat", "dog"])
+
+    full, half = model.predict_noise(z, t, text), mixed.predict_noise(z, t, text)
+    half.square().mean().backward()
+
+    assert half.dtype == torch.float32
+    assert not torch.equal(full, half)
+    assert float(((full - half).norm() / full.norm()).detach()) < 0.05
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in mixed.unet.parameters())

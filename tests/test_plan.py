@@ -158,3 +158,11 @@ def test_an_attack_may_be_meant_for_some_defenses(planned: Any) -> None:
     assert {cell.defense for cell in plan.cells if cell.attack == "none"} == {"none", "a", "b"}
     with pytest.raises(ConfigError, match="unknown defense in `against`"):
         planned(defenses=defenses, attacks=["none", {"use": "lora", "against": "c"}])
+
+
+def test_precision_is_in_the_key(planned: Any) -> None:
+    full, mixed = planned(), planned(precision="bfloat16")
+
+    assert not keys(full, "defend") & keys(mixed, "defend")
+    assert not keys(full, "score") & keys(mixed, "score")
+    assert {t.precision for t in mixed.tasks.values() if t.kind in ("defend", "attack", "generate")} == {"bfloat16"}
