@@ -25,6 +25,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from benchmark.errors import ConfigError, DataError, unknown
+from benchmark.safety import allowed
 from benchmark.types import Concept, Prompt, Split
 
 CARDS = Path(__file__).parent / "mini" / "concepts"
@@ -75,8 +76,13 @@ def load_concept(source: str) -> Concept:
     except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
         raise DataError(f"expected a concept card in {path}, got {' '.join(str(error).split())[:300]}") from error
     prompts = tuple(p for split, groups in card.prompts.items() for group in groups for p in expand(split, group, path))
+    kept = set(allowed((p.text for p in prompts), card.kind))
+    prompts = tuple(p for p in prompts if p.text in kept)
     check(path, card, prompts)
-    return Concept(**card.model_dump(exclude={"prompts"}), prompts=prompts)
+    fields = card.model_dump(exclude={"prompts"})
+    for name in ("wordings", "paraphrases"):
+        fields[name] = tuple(allowed(fields[name], card.kind))
+    return Concept(**fields, prompts=prompts)
 
 
 def expand(split: Split, group: Group, path: Path) -> Iterator[Prompt]:

@@ -38,6 +38,7 @@ from benchmark.mini.subjects import background_of
 from benchmark.mini.subjects import draw as draw_subject
 from benchmark.models import load
 from benchmark.registry import PluginKind, find
+from benchmark.safety import allowed
 from benchmark.seeds import image_seed, task_seed
 from benchmark.store import Store
 from benchmark.task import Task
@@ -195,6 +196,7 @@ def attack(task: Task, bench: Bench, report: Report) -> tuple[Write, dict[str, A
         try:
             for snapshot in verb(*arguments, budgets=budgets, rng=generator(task), report=losses):
                 check_finite(snapshot.delta, task)
+                snapshot = permitted(snapshot, task)
                 spent = {name: count - first[name] for name, count in asdict(meter).items()}
                 seconds = round(time.monotonic() - started, 3)
                 taken.append((snapshot, Budget(steps=len(losses.rows), seconds=seconds, **spent)))
@@ -214,6 +216,19 @@ def attack(task: Task, bench: Bench, report: Report) -> tuple[Write, dict[str, A
     spent_by = {str(budget.steps): asdict(budget) for _, budget in taken}
     flags = flags_of(taken[-1][0], losses.rows) + ["stopped early"] * bool(why)
     return write, {"cost": cost, "budgets": spent_by, "flags": flags, "stopped": why}
+
+
+def permitted(snapshot: Snapshot, task: Task) -> Snapshot:
+    """A snapshot without the prompts that the age filter drops.
+
+    Raises:
+        PluginError: nothing is left of what the attack found.
+    """
+    assert task.concept is not None
+    prompts = tuple(allowed(snapshot.prompts, task.concept.kind))
+    if snapshot.prompts and not prompts:
+        raise PluginError("expected found prompts that the age filter permits, got none: they are not drawn.")
+    return replace(snapshot, prompts=prompts)
 
 
 def check_steps(task: Task, yielded: list[int], counted: list[int], budgets: list[int]) -> None:
