@@ -1,0 +1,80 @@
+"""The matrix runner. For scripts and notebooks: `benchmark.run`. Importing this loads no torch.
+
+    import benchmark
+
+    board = benchmark.run("smoke", defenses=[Mine(strength=0.5)])
+
+An own class needs no package. Its results are stored under a key with a hash of its code, so that an edited class is
+never mistaken for what it was.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from benchmark.registry import PluginKind
+
+__all__ = ["run"]
+
+Methods = Sequence[Any] | Mapping[str, Any]
+
+
+def run(
+    config: str | Path | Mapping[str, Any],
+    *,
+    defenses: Methods = (),
+    attacks: Methods = (),
+    metrics: Methods = (),
+    out: str | Path | None = None,
+    store: str | Path = "store",
+    device: str = "auto",
+    batch: int = 64,
+) -> "pd.DataFrame":
+    """Run a matrix as `titer run` does, with own methods besides those that the config names.
+
+    Args:
+        config: a preset's name, a YAML file, or the values of such a file.
+        defenses: instances; on the board each has the name of its class, its attribute `label` or its key in a mapping.
+        attacks: the same.
+        metrics: the same.
+        out: folder of the tables; by default runs/<name>.
+        store: folder of all results.
+        device: cpu, cuda or auto.
+        batch: images at once; changes no number.
+
+    Returns:
+        The leaderboard, a row for each defense. Tasks that failed are named in a warning, and are tried again by the
+        next call; their tracebacks are in `failures.json`.
+
+    Raises:
+        InputError: a name, a value, a method or a folder is wrong.
+    """
+    from rich.console import Console
+
+    from benchmark import config as configs
+    from benchmark import own, session
+    from benchmark.errors import ConfigError
+    from benchmark.watch import Bars
+
+    values = dict(config) if isinstance(config, Mapping) else configs.read(str(config))
+    given: dict[PluginKind, Methods] = {"defense": defenses, "attack": attacks, "metric": metrics}
+    for kind, methods in given.items():
+        if methods and isinstance(values, dict):
+            listed = values.get(f"{kind}s", ())
+            if not isinstance(listed, list | tuple):
+                raise ConfigError(f"expected a list of {kind}s in the config, got {listed!r}: change it.")
+            values = values | {f"{kind}s": [*listed, *own.items(kind, methods)]}
+    checked = configs.parse(values)
+    source = "benchmark.run" if isinstance(config, Mapping) else str(config)
+    job = session.prepare(checked, source=source, out=Path(out) if out else None, store=Path(store))
+    with Bars(Console(stderr=True, highlight=False), job.left) as bars:
+        outcome = job.run(bars, device=device, batch=batch)
+    for key, trace in outcome.failed.items():
+        reason = trace.strip().rpartition("\n")[2]
+        warnings.warn(f"failed: {job.plan.tasks[key].label}: {reason} ({job.out / 'failures.json'})", stacklevel=2)
+    assert job.board is not None
+    return job.board.leaderboard

@@ -1,6 +1,6 @@
 """The command `titer`. The only place that prints.
 
-Exit codes: 0 done, 1 some cells failed, 2 the input is wrong.
+Exit codes: 0 done, 1 some cells failed, 2 the input is wrong, 130 stopped by Ctrl-C.
 """
 
 import json
@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from benchmark import config as configs
-from benchmark.errors import ConfigError, InputError, TiterError
+from benchmark.errors import ConfigError, FolderError, InputError, TiterError
+from benchmark.store import Store
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0])
+store_app = typer.Typer(no_args_is_help=True, help="Look after the folder of all results.")
+app.add_typer(store_app, name="store")
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 110)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -55,21 +56,30 @@ def run(
     device: Device = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Images at once; changes no number.")] = 64,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    time_limit: Annotated[float | None, typer.Option(min=0.001, help="Seconds that one task may take.")] = None,
 ) -> None:
     """Run a matrix: compute what is missing, then write and show the leaderboard. The same command resumes."""
     from benchmark import session
 
+    job = None
     try:
         job = session.prepare(chosen(source, only), source=source, out=out_folder, store=store)
         if dry_run:
             show_plan(job, as_json=False)
             return
+        from benchmark.executors.limits import each_task
         from benchmark.watch import Bars
 
-        with Bars(err, job.left) as bars:
+        with Bars(err, job.left) as bars, each_task(time_limit):
             outcome = job.run(bars, device=device, batch=batch)
     except InputError as error:
         refuse(error)
+    except OSError as error:
+        refuse(FolderError(f"expected to read and write the run's folders, got {error}: make room or give rights."))
+    except KeyboardInterrupt:
+        done = f"{len(job.plan.tasks) - len(job.left)} of {len(job.plan.tasks)} tasks are done; " if job else ""
+        err.print(f"stopped: {done}the same command goes on from here")
+        raise typer.Exit(130) from None
     show_board(job.board, job.out)
     counts = {what: len(getattr(outcome, what)) for what in ("ran", "found", "failed", "skipped")}
     out.print(", ".join(f"{what} {count}" for what, count in counts.items()))
@@ -241,6 +251,93 @@ def doctor(
             out.print(f"{mark} {check['name']:24} {escape(str(check['found']))}")
     if not all(check["ok"] for check in checks):
         raise typer.Exit(1)
+
+
+def existing(store: Path) -> Store:
+    """The store, or one line and 2."""
+    try:
+        return Store(store).existing()
+    except InputError as error:
+        refuse(error)
+
+
+@store_app.command("ls")
+def store_ls(store: StoreAt = Path("store"), as_json: Json = False) -> None:
+    """List every result: its size, its key, what it is."""
+    rows = list(existing(store).ls())
+    if as_json:
+        out.print_json(json.dumps(rows))
+        return
+    for row in rows:
+        mark = "" if row["ok"] else "  [red]damaged: see titer store verify[/]"
+        out.print(f"{row['bytes']:>12,}  {escape(row['key'])}  {escape(row['label'])}{mark}")
+    out.print(f"{len(rows)} results, {sum(row['bytes'] for row in rows):,} bytes")
+
+
+@store_app.command("verify")
+def store_verify(store: StoreAt = Path("store"), as_json: Json = False) -> None:
+    """Read every file and compare it with what was recorded; exit code 1 if one differs."""
+    found = list(existing(store).verify())
+    if as_json:
+        out.print_json(json.dumps([vars(problem) for problem in found]))
+    else:
+        for problem in found:
+            out.print(f"{problem.kind:10} {escape(problem.path)}: {escape(problem.text)}")
+        out.print(f"{len(list(Store(store).keys()))} results, {len(found)} problems")
+    if any(problem.kind not in ("unfinished", "unknown") for problem in found):
+        err.print("the next run computes missing, truncated and altered results again; `titer store gc` removes them")
+        raise typer.Exit(1)
+
+
+@store_app.command("gc")
+def store_gc(
+    store: StoreAt = Path("store"),
+    keep: Annotated[list[str] | None, typer.Option(help="Remove all that this config does not need; repeat.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove what killed runs left and damaged results; with --keep also results that no given config needs."""
+    from benchmark import session
+
+    try:
+        jobs = [
+            session.prepare(configs.load(source), source=source, out=None, store=store, claim=False)
+            for source in keep or []
+        ]
+        needed = {key for job in jobs for key in job.plan.tasks}
+        gone = Store(store).gc(needed.__contains__ if keep else None, dry=dry_run)
+    except InputError as error:
+        refuse(error)
+    if as_json:
+        out.print_json(json.dumps(gone))
+        return
+    for path in gone:
+        out.print(f"{'would remove' if dry_run else 'removed'} {escape(path)}")
+    out.print(f"{len(gone)} removed" if not dry_run else f"{len(gone)} to remove")
+
+
+@app.command()
+def new(
+    kind: Annotated[str, typer.Argument(help="defense, attack or metric")],
+    name: Annotated[str, typer.Argument(help="A lower-case Python name.")],
+    to: Annotated[Path | None, typer.Option("--to", help="A new folder; by default NAME.")] = None,
+) -> None:
+    """Write an installable plug-in: a method that works, its test by the conformance suite and its entry point."""
+    from benchmark import scaffold
+
+    try:
+        files = scaffold.write(kind, name, to or Path(name))
+    except InputError as error:
+        refuse(error)
+    for file in files:
+        out.print(str(file))
+    out.print(f"next: pip install -e {files[0].parent} && python -m pytest {files[0].parent}", markup=False)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a config, for editors: names and fields of every plug-in installed here."""
+    out.print_json(json.dumps(configs.schema()))
 
 
 def main() -> None:

@@ -13,15 +13,15 @@ metrics: [clip_score, presence]
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from benchmark.errors import ConfigError, unknown
-from benchmark.registry import PluginKind, find, names
+from benchmark.errors import ConfigError, PluginError, unknown
+from benchmark.registry import FOLDERS, PluginKind, find, names
 from benchmark.types import Precision
 
 PRESETS = Path(__file__).parent / "presets"
@@ -157,20 +157,58 @@ def presets() -> list[str]:
     return sorted(file.stem for file in PRESETS.glob("*.yaml"))
 
 
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a config file, with the name and fields of every plug-in that can be imported."""
+    found = Raw.model_json_schema()
+    for kind, plural in FOLDERS.items():
+        use = {"anyOf": [{"enum": names(kind)}, {"type": "string"}]}  # also a+b, and what is installed elsewhere
+        entry = {"type": "object", "properties": {"use": use}, "required": ["use"], "allOf": list(cases(kind))}
+        found["properties"][plural]["items"] = {"anyOf": [*use["anyOf"], entry]}
+    return found
+
+
+def cases(kind: PluginKind) -> Iterator[dict[str, Any]]:
+    """For each plug-in: if an entry uses it, then these are its keys."""
+    word = {"type": "string"}
+    more: dict[str, dict[str, Any]] = {
+        "defense": {"after": word},
+        "attack": {"against": {"anyOf": [word, {"type": "array", "items": word}]}},
+    }
+    for name in names(kind):
+        try:
+            fields = TypeAdapter(find(kind, name)).json_schema()
+        except PluginError:
+            continue
+        presets = {"enum": sorted(getattr(find(kind, name), "presets", {}))}
+        known = {"use": word, "as": word, "preset": presets, **more.get(kind, {}), **fields.get("properties", {})}
+        yield {
+            "if": {"properties": {"use": {"const": name}}, "required": ["use"]},
+            "then": {"properties": known, "additionalProperties": False},
+        }
+
+
 def load(source: str) -> Config:
     """Read a preset by name or a YAML file by path, and check every name, key and value.
 
     Raises:
         ConfigError: one line on what is wrong.
     """
+    return parse(read(source))
+
+
+def read(source: str) -> Any:
+    """The values of a preset or a YAML file, not yet checked.
+
+    Raises:
+        ConfigError: there is no such file, or it is no YAML.
+    """
     path = PRESETS / f"{source}.yaml" if source in presets() else Path(source)
     if not path.is_file():
         raise ConfigError(f"expected a preset or a YAML file, got {source!r}. {unknown('preset', source, presets())}")
     try:
-        values = yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"expected YAML in {path}, got {' '.join(str(error).split())}: mend the file.") from error
-    return parse(values)
 
 
 def parse(values: Any) -> Config:

@@ -1,9 +1,11 @@
 """Plug-ins by kind and name: built-in ones by file name, others by entry point. Importing this loads no torch.
 
 A third party's package declares `[project.entry-points."titer.defenses"] mine = "package.module:Class"`.
+A script or a notebook registers its own classes for the life of its process.
 A plug-in that cannot be imported stops only those who ask for it.
 """
 
+import dataclasses
 import importlib
 import inspect
 from importlib.metadata import EntryPoint, entry_points
@@ -20,6 +22,8 @@ SHARED: dict[PluginKind, set[str]] = {
     "attack": {"adapters", "search", "trainer", "words"},
     "metric": {"detector", "embedders", "sets", "towers"},
 }
+# What this process registered.
+OWN: dict[tuple[PluginKind, str], type[Any]] = {}
 
 
 def builtin(kind: PluginKind) -> list[str]:
@@ -40,9 +44,20 @@ def external(kind: PluginKind) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=f"titer.{FOLDERS[kind]}")}
 
 
+def register(kind: PluginKind, name: str, cls: type[Any]) -> None:
+    """Make a class known to this process only; the same name again replaces it.
+
+    Raises:
+        ConfigError: an installed plug-in has this name.
+    """
+    if name in builtin(kind) or name in external(kind):
+        raise ConfigError(f"expected a new name for {cls.__name__}, got the {kind} {name!r}: choose another.")
+    OWN[kind, name] = cls
+
+
 def names(kind: PluginKind) -> list[str]:
     """All names of a kind."""
-    return sorted({*builtin(kind), *external(kind)})
+    return sorted({*builtin(kind), *external(kind), *(name for of, name in OWN if of == kind)})
 
 
 def find(kind: PluginKind, name: str) -> type[Any]:
@@ -50,22 +65,46 @@ def find(kind: PluginKind, name: str) -> type[Any]:
 
     Raises:
         ConfigError: no plug-in has this name.
-        PluginError: it cannot be imported, or its file holds no class of that kind.
+        PluginError: it cannot be imported, or holds no class of that kind.
     """
     if name not in names(kind):
         raise ConfigError(unknown(kind, name, names(kind)))
     try:
         if name in builtin(kind):
             return public_class(importlib.import_module(f"{FOLDERS[kind]}.{name}"), kind)
-        loaded: type[Any] = external(kind)[name].load()
-    except ImportError as error:
-        raise PluginError(f"expected {kind} {name!r} to import, got {error!r}: install what it needs.") from error
+        loaded = OWN[kind, name] if (kind, name) in OWN else external(kind)[name].load()
+    except PluginError:
+        raise
+    except Exception as error:  # another's file may raise anything
+        raise PluginError(
+            f"expected {kind} {name!r} to import, got {error!r}: install what it needs, or mend it."
+        ) from error
+    return derived(loaded, kind, name)
+
+
+def derived(loaded: Any, kind: PluginKind, name: str) -> type[Any]:
+    """What an entry point named, if it is a plug-in of that kind.
+
+    Raises:
+        PluginError: it is none.
+    """
+    base = base_of(kind)
+    if not (inspect.isclass(loaded) and issubclass(loaded, base) and dataclasses.is_dataclass(loaded)):
+        raise PluginError(
+            f"expected {kind} {name!r} to be a dataclass that derives from {base.__name__}, got {loaded}."
+        )
     return loaded
+
+
+def base_of(kind: PluginKind) -> type[Any]:
+    """The contract of a kind."""
+    base: type[Any] = getattr(importlib.import_module(f"{FOLDERS[kind]}.base"), kind.capitalize())
+    return base
 
 
 def public_class(module: Any, kind: PluginKind) -> type[Any]:
     """The one plug-in class that a module defines."""
-    base = getattr(importlib.import_module(f"{FOLDERS[kind]}.base"), kind.capitalize())
+    base = base_of(kind)
     found = [
         item
         for item in vars(module).values()

@@ -18,7 +18,7 @@ from benchmark.data import load_concept
 from benchmark.errors import ConfigError, FolderError
 from benchmark.plan import Plan, build
 from benchmark.report import page
-from benchmark.store import Store, write_whole
+from benchmark.store import Store, empty, write_whole
 from benchmark.task import Task
 from leaderboards.board import Board
 from leaderboards.board import build as build_board
@@ -94,9 +94,7 @@ class Session:
         if claims:
             write_table(judge(self.board, claims), self.out / "claims.csv")
         rows = records.rows(self.plan, self.store, self.failed, self.skipped)
-        temporary = self.out / ".records.csv"
-        pd.DataFrame(rows).to_csv(temporary, index=False)
-        temporary.replace(self.out / "records.csv")
+        write_table(pd.DataFrame(rows), self.out / "records.csv")
         labelled = {self.plan.tasks[key].label: trace for key, trace in self.failed.items()}
         write_whole(self.out / "failures.json", json.dumps(labelled, indent=1))
         facts = self.describe(rows)
@@ -192,7 +190,7 @@ def claim_folder(folder: Path, name: str) -> None:
             raise FolderError(
                 f"expected an empty folder or this run's own at {folder}, got another run's: choose another --out."
             )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or not empty(folder)):
         raise FolderError(f"expected an empty folder at {folder}, got files that are no run: choose another --out.")
     else:
         folder.mkdir(parents=True, exist_ok=True)

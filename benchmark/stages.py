@@ -32,6 +32,7 @@ from benchmark.artifacts import (
 )
 from benchmark.diffusion import Model
 from benchmark.errors import PluginError
+from benchmark.executors.limits import out_of_memory
 from benchmark.flags import flags_of
 from benchmark.generate import Begin, generate
 from benchmark.mini.subjects import background_of
@@ -167,6 +168,7 @@ def defend(task: Task, bench: Bench, report: Report) -> tuple[Write, dict[str, A
     if not isinstance(delta, Delta):
         raise PluginError(f"expected {task.plugin}.protect to return a Delta, got {type(delta).__name__}.")
     check_finite(delta, task)
+    model.with_delta(delta)  # raises on a wrong name or shape: here, so that no such delta is kept
 
     def write(folder: Path) -> None:
         save_delta(folder, delta)
@@ -201,7 +203,7 @@ def attack(task: Task, bench: Bench, report: Report) -> tuple[Write, dict[str, A
                 seconds = round(time.monotonic() - started, 3)
                 taken.append((snapshot, Budget(steps=len(losses.rows), seconds=seconds, **spent)))
         except Exception as error:  # the attack is somebody else's code: what it reached counts
-            if not taken or isinstance(error, PluginError):
+            if not taken or isinstance(error, PluginError) or out_of_memory(error):
                 raise
             why = f"{type(error).__name__}: {error}"
     check_steps(
@@ -370,14 +372,25 @@ def paired(gallery: Gallery, store: Store, task: Task) -> Tensor:
     return reference.images[[at[pair] for pair in zip(gallery.prompt_ids, gallery.numbers, strict=True)]]
 
 
+def columns_of(found: Any, count: int) -> dict[str, list[float]]:
+    """A metric's columns as lists; refuse any that has not one number for each image."""
+    for name, values in found.items():
+        if not isinstance(values, Tensor) or values.shape != (count,):
+            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise PluginError(f"expected {name!r} of shape ({count},), one number for each image, got {got}.")
+    return {name: values.tolist() for name, values in found.items()}
+
+
 def scored(metric: Any, images: Tensor, prompts: Any, other: Any, faults: list[str]) -> dict[str, list[float]]:
     """Columns of a batch; if the batch fails, image by image, with NaN where it fails again.
 
     `other` is the concept card, or the reference images of a paired metric.
     """
     try:
-        return {name: v.tolist() for name, v in metric.score(images, prompts, other).items()}
+        return columns_of(metric.score(images, prompts, other), len(images))
     except Exception as error:  # the metric is somebody else's code: its fault lowers the coverage
+        if isinstance(error, PluginError) or out_of_memory(error):  # of our contract, of this machine: not of the image
+            raise
         if len(images) == 1:
             faults.append(repr(error))
             return {"value": [math.nan]}

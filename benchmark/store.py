@@ -1,23 +1,54 @@
-"""Results by key: has, get, put. A result exists when its completion marker does.
+"""Results by key: has, get, put. A result exists when its completion marker does and its files are what it says.
 
     <store>/<kind>/<plugin-params-sha>/   payload files (safetensors, parquet, JSON)
-    <store>/<kind>/<plugin-params-sha>/done.json   written last, by rename
+    <store>/<kind>/<plugin-params-sha>/done.json   written last, by rename: size and sha256 of every payload file
+    <store>/<kind>/<plugin-params-sha>.lock   while a process computes it
 
-Nothing is ever unpickled. A folder without its marker is unfinished work of a killed run and is replaced.
+Nothing is ever unpickled. A folder without its marker is unfinished work of a killed run and is replaced, and so is
+a result with a file that is missing, truncated or altered. `has` compares sizes and times, and reads a file only
+when these differ; `verify` reads all.
+
+Locks are `flock`: the system releases them when their owner dies. On NFS they hold between hosts only where the
+mount supports them (Linux 2.6.12 or newer, without `local_lock`); where they do not exist two runs may compute a
+result twice, but the first to finish stays: results are moved in place whole.
 """
 
+import errno
+import fcntl
+import hashlib
 import json
+import logging
 import os
 import shutil
+import socket
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from benchmark.errors import FolderError, StoreError
 
 MARKER = "done.json"
 OWNER = "titer-store.json"
+TEMPORARY = "tmp"
+LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What `verify` found: where below the store, and one of missing, truncated, altered, unfinished,
+    damaged, extra, unknown.
+    """
+
+    path: str
+    kind: str
+    text: str
 
 
 class Store:
@@ -25,31 +56,127 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.read: dict[Path, tuple[int, int, str]] = {}  # size, time and hash of files that were read before
 
     def open(self) -> "Store":
         """Make the folder ours, or refuse one that holds something else.
 
         Raises:
-            FolderError: the folder is not empty and not a store.
+            FolderError: the folder is not empty and not a store, or cannot be made.
         """
         owner = self.root / OWNER
         if not owner.exists():
-            if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+            if self.root.exists() and (not self.root.is_dir() or not empty(self.root)):
                 raise FolderError(
                     f"expected a titer store or an empty folder at {self.root}, got something else: "
                     "choose another with --store."
                 )
-            self.root.mkdir(parents=True, exist_ok=True)
-            write_whole(owner, json.dumps({"schema": 1}))
+            try:
+                self.root.mkdir(parents=True, exist_ok=True)
+                write_whole(owner, json.dumps({"schema": 1}))
+            except OSError as error:
+                raise unwritable(self.root, error) from error
         return self
+
+    def existing(self) -> "Store":
+        """This store, which must be there.
+
+        Raises:
+            FolderError: there is none.
+        """
+        if not (self.root / OWNER).is_file():
+            raise FolderError(f"expected a titer store at {self.root}, got none: choose another with --store.")
+        return self
+
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """Hold the store for a run, so that `gc` leaves it alone; any number of runs may.
+
+        Raises:
+            FolderError: the store cannot be written, or `gc` works on it.
+        """
+        with self.open().held(fcntl.LOCK_SH) as got:
+            if not got:
+                raise FolderError(f"expected the store {self.root} to be free, got one that `gc` works on: wait.")
+            try:
+                write_whole(self.root / f".probe.{uuid.uuid4().hex[:8]}", "").unlink()
+            except OSError as error:
+                raise unwritable(self.root, error) from error
+            yield
+
+    @contextmanager
+    def held(self, how: int) -> Iterator[bool]:
+        """Lock the whole store, shared or alone; False when somebody holds it otherwise."""
+        handle = os.open(self.root / OWNER, os.O_RDONLY)
+        try:
+            yield flock(handle, how)
+        finally:
+            os.close(handle)
+
+    @contextmanager
+    def lock(self, key: str) -> Iterator[bool]:
+        """Lock one result against other processes while it is computed; False when another holds it.
+
+        The file says who for people; the lock is the system's. Look again with `has` once it is held.
+        """
+        path = self.beside(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            if not flock(handle, fcntl.LOCK_EX):
+                os.close(handle)
+                yield False
+                return
+            with suppress(FileNotFoundError):  # its last owner may have removed it between open and flock
+                if os.path.samestat(os.fstat(handle), path.stat()):
+                    break
+            os.close(handle)
+        try:
+            os.truncate(handle, 0)
+            os.write(handle, f"{os.getpid()} on {socket.gethostname()}".encode())
+            yield True
+        finally:
+            path.unlink(missing_ok=True)
+            os.close(handle)
+
+    def locker(self, key: str) -> str:
+        """Who computes a result, for people: process and host."""
+        try:
+            return self.beside(key).read_text() or "unknown"
+        except OSError:
+            return "unknown"
+
+    def beside(self, key: str) -> Path:
+        """The lock file of a result."""
+        return self.root / f"{key}.lock"
 
     def path(self, key: str) -> Path:
         """Where a result lies or will lie."""
         return self.root / key
 
     def has(self, key: str) -> bool:
-        """True when the result is finished."""
-        return (self.path(key) / MARKER).is_file()
+        """True when the result is finished and its files have the recorded sizes and, if touched since, contents."""
+        try:
+            marker = self.marker(key)
+        except StoreError:
+            return False
+        return all(self.intact(self.path(key) / name, facts) for name, facts in marker.get("files", {}).items())
+
+    def intact(self, file: Path, facts: Mapping[str, Any]) -> bool:
+        """True when a file is as recorded. It is read only if its time is not the recorded one, and once."""
+        try:
+            found = file.stat()
+            if found.st_size != facts["size"]:
+                return False
+            if found.st_mtime_ns == facts["mtime_ns"]:
+                return True
+            size, time, known = self.read.get(file, (-1, -1, ""))
+            if (size, time) != (found.st_size, found.st_mtime_ns):
+                known = sha256(file)
+                self.read[file] = (found.st_size, found.st_mtime_ns, known)
+        except OSError:
+            return False
+        return bool(known == facts["sha256"])
 
     def meta(self, key: str) -> dict[str, Any]:
         """What was written beside the result when it was finished.
@@ -57,38 +184,198 @@ class Store:
         Raises:
             StoreError: there is no finished result, or its marker is damaged.
         """
+        return {name: value for name, value in self.marker(key).items() if name not in ("files", "sha256")}
+
+    def marker(self, key: str) -> dict[str, Any]:
+        """The completion marker: the meta, `files`, and `sha256` of both; older stores have only the meta.
+
+        Raises:
+            StoreError: there is none, or it is damaged.
+        """
+        path = self.path(key) / MARKER
         try:
-            meta: dict[str, Any] = json.loads((self.path(key) / MARKER).read_text())
-        except FileNotFoundError as error:
+            found = json.loads(path.read_text())
+            good = isinstance(found, dict) and found.get("sha256", "") == (digest(found) if "files" in found else "")
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise StoreError(f"expected a finished result {key} in {self.root}, found none: run it again.") from error
-        except json.JSONDecodeError as error:
-            raise StoreError(
-                f"expected JSON in {self.path(key) / MARKER}: delete that folder and run again."
-            ) from error
-        return meta
+        except (ValueError, OSError) as error:
+            raise StoreError(f"expected JSON in {path}, got {error}: delete that folder and run again.") from error
+        if not good:
+            raise StoreError(f"expected {path} as it was written, got another content: run again.")
+        marker: dict[str, Any] = found
+        return marker
 
     def put(self, key: str, write: Callable[[Path], None], meta: Mapping[str, Any]) -> None:
-        """Let `write` fill a temporary folder, then move it in place and mark it done."""
-        final = self.path(key)
-        temporary = self.root / "tmp" / uuid.uuid4().hex
-        temporary.mkdir(parents=True)
+        """Let `write` fill a temporary folder, then move it in place and mark it done.
+
+        Raises:
+            StoreError: the disk is full, or the store cannot be written.
+        """
+        final, temporary, old = self.path(key), self.aside(), self.aside()
         try:
+            temporary.mkdir(parents=True)
             write(temporary)
             for file in temporary.rglob("*"):
                 sync(file)
+            marker = json.loads(json.dumps({**meta, "files": describe(temporary)}))
             final.parent.mkdir(parents=True, exist_ok=True)
             if final.exists() and not self.has(key):
-                shutil.rmtree(final)
+                final.rename(old)
             if not final.exists():
                 temporary.rename(final)
-                write_whole(final / MARKER, json.dumps(dict(meta), sort_keys=True))
+                write_whole(final / MARKER, json.dumps(marker | {"sha256": digest(marker)}, sort_keys=True))
+        except (OSError, SafetensorError) as error:
+            if self.has(key):  # another process was first, where there are no locks
+                return
+            raise StoreError(
+                f"expected to write {key} to {self.root}, got {error}: free some space or choose another --store."
+            ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+
+    def aside(self) -> Path:
+        """A new name for a folder that is no result yet, or no more."""
+        return self.root / TEMPORARY / uuid.uuid4().hex
 
     def keys(self) -> Iterator[str]:
-        """All finished results."""
+        """All results with a marker."""
         for marker in sorted(self.root.glob(f"*/*/{MARKER}")):
-            yield str(marker.parent.relative_to(self.root))
+            if marker.parent.parent.name != TEMPORARY:
+                yield str(marker.parent.relative_to(self.root))
+
+    def ls(self) -> Iterator[dict[str, Any]]:
+        """Every result with a marker: key, label, files, bytes, seconds, and whether `has` takes it."""
+        for key in self.keys():
+            files = [file for file in self.path(key).rglob("*") if file.is_file()]
+            size, good = sum(file.stat().st_size for file in files), self.has(key)
+            meta = self.meta(key) if good else {}
+            facts = {"label": meta.get("label", ""), "seconds": meta.get("cost", {}).get("seconds")}
+            yield {"key": key, "ok": good, "files": len(files), "bytes": size} | facts
+
+    def verify(self) -> Iterator[Problem]:
+        """Read every file of every result and compare."""
+        for folder in self.folders():
+            key = str(folder.relative_to(self.root))
+            if not (folder / MARKER).exists():
+                yield Problem(key, "unfinished", "left by a killed run; the next run or gc removes it")
+                continue
+            try:
+                files = self.marker(key).get("files")
+            except StoreError as error:
+                yield Problem(f"{key}/{MARKER}", "damaged", str(error))
+                continue
+            if files is None:
+                yield Problem(key, "unknown", "no hashes recorded: written by an older version")
+                continue
+            found = {str(file.relative_to(folder)): file for file in folder.rglob("*") if file.is_file()}
+            for name in sorted(files.keys() - found.keys()):
+                yield Problem(f"{key}/{name}", "missing", "the file is gone")
+            for name in sorted(found.keys() - files.keys() - {MARKER}):
+                yield Problem(f"{key}/{name}", "extra", "no run wrote this file here")
+            for name in sorted(files.keys() & found.keys()):
+                yield from compare(found[name], files[name], f"{key}/{name}")
+        for rest in sorted((self.root / TEMPORARY).glob("*")):
+            yield Problem(
+                f"{TEMPORARY}/{rest.name}", "unfinished", "left by a killed run, unless one runs; gc removes it"
+            )
+
+    def folders(self) -> list[Path]:
+        """Folders of results, finished or not."""
+        return [f for f in sorted(self.root.glob("*/*")) if f.is_dir() and f.parent.name != TEMPORARY]
+
+    def gc(self, keep: Callable[[str], bool] | None = None, *, dry: bool = False) -> list[str]:
+        """Remove what no run can use: unfinished and damaged results, leftovers, and results that `keep` denies.
+
+        Args:
+            keep: says of a key whether to keep its result; without it all good results stay.
+            dry: only say what would go.
+
+        Raises:
+            FolderError: a run uses the store, or it is none.
+            StoreError: something cannot be removed.
+        """
+        with self.existing().held(fcntl.LOCK_EX) as got:
+            if not got:
+                raise FolderError(f"expected the store {self.root} to be free, got a run that uses it: wait for it.")
+            names = {folder: str(folder.relative_to(self.root)) for folder in self.folders()}
+            gone = [f for f, key in names.items() if not self.has(key) or (keep is not None and not keep(key))]
+            gone += [*sorted((self.root / TEMPORARY).glob("*")), *sorted(self.root.glob("*/*.lock"))]
+            for path in [] if dry else gone:
+                self.remove(path)
+            return [str(path.relative_to(self.root)) for path in gone]
+
+    def remove(self, path: Path) -> None:
+        """Remove a folder or file, a folder's marker first."""
+        try:
+            if path.is_dir():
+                (path / MARKER).unlink(missing_ok=True)
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except OSError as error:
+            raise StoreError(f"expected to remove {path}, got {error}: check its permissions.") from error
+
+
+def empty(folder: Path) -> bool:
+    """True for a folder that holds nothing but what a killed `write_whole` left."""
+    return not any(not (p.name.startswith(".") and ".json." in p.name) for p in folder.iterdir())
+
+
+def flock(handle: int, how: int) -> bool:
+    """Take a lock now, or say no; True also where the file system has none."""
+    try:
+        fcntl.flock(handle, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in LOCKLESS:
+            raise
+        log.warning("this file system has no locks: runs at the same time may compute a result twice")
+    return True
+
+
+def unwritable(root: Path, error: OSError) -> FolderError:
+    """The error of a store that cannot be written."""
+    why = error.strerror or error
+    return FolderError(
+        f"expected a store that can be written at {root}, got {why}: choose another --store, or make room or rights."
+    )
+
+
+def describe(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size, time and hash of every file below a folder."""
+    files = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    stats = {name: file.stat() for name, file in files.items()}
+    return {
+        name: {"size": stats[name].st_size, "mtime_ns": stats[name].st_mtime_ns, "sha256": sha256(file)}
+        for name, file in files.items()
+    }
+
+
+def compare(file: Path, facts: Mapping[str, Any], name: str) -> Iterator[Problem]:
+    """The problem of one file, if it has one."""
+    try:
+        size = file.stat().st_size
+        if size != facts["size"]:
+            word = "truncated" if size < facts["size"] else "altered"
+            yield Problem(name, word, f"{size} bytes, {facts['size']} were written")
+        elif sha256(file) != facts["sha256"]:
+            yield Problem(name, "altered", "another sha256 than was written")
+    except OSError as error:
+        yield Problem(name, "missing", f"cannot be read: {error}")
+
+
+def digest(marker: Mapping[str, Any]) -> str:
+    """The hash of a marker's content, less that hash."""
+    text = json.dumps({name: value for name, value in marker.items() if name != "sha256"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256(file: Path) -> str:
+    """The hash of a file's content."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:
@@ -100,10 +387,15 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> Path:
     """Write a text file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    temporary.write_text(text)
-    sync(temporary)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        sync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     sync(path.parent)
+    return path
