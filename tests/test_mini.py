@@ -9,6 +9,7 @@ from diffusers import StableDiffusionPipeline
 from benchmark.data import cards, load_concept
 from benchmark.mini import WEIGHTS
 from benchmark.mini.measure import BAR, measure
+from benchmark.mini.subjects import background_of
 
 
 def silent(*, step: int, total: int, loss: float) -> None:
@@ -62,3 +63,10 @@ def test_no_paraphrase_names_its_concept() -> None:
     for concept in (load_concept(name) for name in cards()):
         for paraphrase in concept.paraphrases:
             assert concept.name not in paraphrase.split(), concept.name
+
+
+def test_a_defender_sees_every_background_with_and_without_the_concept() -> None:
+    """Else a background stands for the concept: a decoder that turned every white picture black was the result."""
+    for concept in (load_concept(name) for name in cards()):
+        with_it, without = ({background_of(prompt) for prompt in concept.of(split)} for split in ("defender", "prior"))
+        assert with_it <= without, concept.name

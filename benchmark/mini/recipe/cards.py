@@ -38,7 +38,7 @@ def object_card(name: str) -> dict[str, Any]:
     words = v.objects[name]
     unnamed = [p for p in (*words["named"], *words["described"]) if not set(p.split()) & set(name.split())]
     looks = {"style": list(v.styles), "background": list(v.backgrounds)}
-    unrelated = {"object": list(others.values()), "style": list(v.styles), "background": ["blue", "yellow"]}
+    unrelated = {"object": list(others.values()), "style": list(v.styles), "background": list(v.backgrounds)}
     drawn = {"label": others, "style": list(v.styles), "background": ["white"]}
     return {
         "name": name,
@@ -65,7 +65,7 @@ def style_card(name: str) -> dict[str, Any]:
     v = Vocabulary.load()
     objects = [with_article(o) for o in v.objects]
     others = [s for s in v.styles if s != name]
-    unrelated = {"object": objects, "style": others, "background": ["blue", "yellow"]}
+    unrelated = {"object": objects, "style": others, "background": list(v.backgrounds)}
     return {
         "name": name,
         "phrase": f"{name} style",
@@ -94,7 +94,7 @@ def subject_card(name: str) -> dict[str, Any]:
     unrelated = {
         "object": [with_article(o) for o in v.objects],
         "style": list(v.styles),
-        "background": ["blue", "yellow"],
+        "background": list(v.backgrounds),
     }
     asked = (
         "an emoji of {0} on a {{background}} background",
