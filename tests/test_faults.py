@@ -42,6 +42,7 @@ def command(log: Path, words: list[str]) -> None:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
     sys.argv = ["titer", *words]
     main()
 
