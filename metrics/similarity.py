@@ -59,15 +59,16 @@ class Similarity(ImageMetric):
 
     def cosines(self, images: Tensor, subject: str) -> Tensor:
         """s of images `(B, 3, H, W)`: `(B,)`."""
-        return load_tower(self.model, self.pretrained).embed_images(images) @ mean_drawing(self.model, subject)
+        reference = mean_drawing(self.model, self.pretrained, subject)
+        return load_tower(self.model, self.pretrained).embed_images(images) @ reference
 
 
 @cache
-def mean_drawing(model: str, subject: str) -> Tensor:
+def mean_drawing(model: str, pretrained: str, subject: str) -> Tensor:
     """The unit mean `(D,)` of the embeddings of the held-out drawings."""
     names = list(BACKGROUNDS)
     drawings = [draw(subject, names[i % len(names)], i, "judge") for i in range(HELD_OUT)]
-    found = load_tower(model, "").embed_images(torch.stack(drawings).float() / 255)
+    found = load_tower(model, pretrained).embed_images(torch.stack(drawings).float() / 255)
     return F.normalize(found.mean(0), dim=-1)
 
 

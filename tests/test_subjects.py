@@ -14,6 +14,7 @@ from benchmark.mini import WEIGHTS
 from benchmark.mini.subjects import BACKGROUNDS, SUBJECTS, background_of, draw
 from benchmark.plan import build
 from benchmark.types import Prompt
+from metrics import similarity
 from metrics.similarity import Similarity
 from tests.runs import tiny_config
 
@@ -64,6 +65,21 @@ def test_the_calibration_card_has_its_rates() -> None:
     for name in SUBJECTS:
         assert card[name]["false_positive"] <= 0.02
         assert card[name]["true_positive"] >= 0.9
+
+
+def test_drawings_and_images_are_embedded_by_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean of the drawings once came from a model without its pretrained weights."""
+    loaded: set[tuple[str, str]] = set()
+    tower = similarity.load_tower("mini:judge", "")
+
+    def recorded(name: str, pretrained: str) -> Any:
+        loaded.add((name, pretrained))
+        return tower
+
+    monkeypatch.setattr(similarity, "load_tower", recorded)
+    Similarity(model="ViT-B-32", pretrained="openai", threshold=0.5).cosines(drawings("robot", "test"), "robot")
+
+    assert loaded == {("ViT-B-32", "openai")}
 
 
 def test_similarity_judges_only_what_is_drawn() -> None:
