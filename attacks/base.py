@@ -47,7 +47,7 @@ class Attack(ABC):
         return text
 
     def passes(self, steps: int) -> int:
-        """Estimated samples through the U-Net for so many steps, for the plan and the time left."""
+        """Samples through the U-Net for so many steps, a backward pass counted as two: what the plan expects."""
         return 0
 
 
@@ -106,6 +106,10 @@ class SamplingAttack(Attack):
     """Starts the sampling elsewhere: no training, one trajectory an image. The budget is the help the start gives."""
 
     changes = "sampling"
+
+    def trajectory(self, budget: int, steps: int) -> int:
+        """DDIM steps that an image takes in all, on either model, where a whole trajectory has `steps`."""
+        return steps
 
     @abstractmethod
     def begin(

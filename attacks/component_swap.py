@@ -20,12 +20,12 @@ from torch import Generator
 
 from attacks.base import WeightAttack
 from benchmark.diffusion import Model, difference
-from benchmark.types import Concept, Examples, Report, Snapshot
+from benchmark.types import Concept, Delta, Examples, Report, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComponentSwap(WeightAttack):
-    """The VAE or the text encoder of the base, in the defended model."""
+    """The VAE or the text encoder of the base, in the defended model; a second text encoder with the first."""
 
     part: Literal["vae", "text_encoder"] = "vae"
 
@@ -50,4 +50,5 @@ class ComponentSwap(WeightAttack):
     ) -> Iterator[Snapshot]:
         """Yield the part's way back to the base."""
         report(step=1, total=1, loss=nan)
-        yield Snapshot(steps=1, delta=difference(base, model, part=self.part))
+        parts = [difference(base, model, part=name).dense for name in model.parts if name.startswith(self.part)]
+        yield Snapshot(steps=1, delta=Delta(dense={name: t for part in parts for name, t in part.items()}))

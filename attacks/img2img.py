@@ -38,6 +38,14 @@ class Img2Img(SamplingAttack):
         """The percentages, whatever the grid of optimizer steps."""
         return self.skipped
 
+    def start(self, budget: int, steps: int) -> int:
+        """The steps that are skipped, rounded as diffusers rounds."""
+        return steps - steps * (100 - budget) // 100
+
+    def trajectory(self, budget: int, steps: int) -> int:
+        """The base's image, and what is left for the defended model."""
+        return 2 * steps - self.start(budget, steps)
+
     def begin(
         self,
         model: Model,
@@ -55,7 +63,7 @@ class Img2Img(SamplingAttack):
         Raises:
             ValueError: no step would be left.
         """
-        start = steps - steps * (100 - budget) // 100  # rounded as diffusers rounds
+        start = self.start(budget, steps)
         if not 0 < budget < 100 or start >= steps:
             raise ValueError(f"expected to skip less than the {steps} steps, got {budget} percent: lower it.")
         z_0 = sample(base, z_T, text, null, steps=steps, guidance=scale)

@@ -80,6 +80,5 @@ def learn_word(
 @torch.no_grad()
 def first_vector(model: Model, text: str) -> Tensor:
     """The mean `(D,)` of the text's word vectors; of the whole table if the text is empty."""
-    table = model.text_encoder.get_input_embeddings().weight
     ids = model.tokenizer(text, add_special_tokens=False).input_ids
-    return table[ids or slice(None)].mean(0)
+    return model.table[ids or slice(None)].mean(0)

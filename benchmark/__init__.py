@@ -76,5 +76,5 @@ def run(
     for key, trace in outcome.failed.items():
         reason = trace.strip().rpartition("\n")[2]
         warnings.warn(f"failed: {job.plan.tasks[key].label}: {reason} ({job.out / 'failures.json'})", stacklevel=2)
-    assert job.board is not None
-    return job.board.leaderboard
+    assert job.leaderboard is not None
+    return job.leaderboard

@@ -136,6 +136,12 @@ def save_scores(folder: Path, gallery: Gallery, columns: Mapping[str, Sequence[f
     )
 
 
+def load_values(folder: Path) -> np.ndarray:
+    """The `value` of each image: `(N,)`."""
+    found: np.ndarray = pq.read_table(folder / SCORES, columns=["value"])["value"].to_numpy()
+    return found
+
+
 def save_features(folder: Path, features: Tensor) -> None:
     """Write features `(N, D)`."""
     save_file({"features": features.contiguous()}, folder / FEATURES)

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from benchmark import config, data, models, registry
 from benchmark.errors import ConfigError, TiterError, unknown
+from benchmark.prompts.sets import SETS
 
 KINDS: dict[str, registry.PluginKind] = {"defenses": "defense", "attacks": "attack", "metrics": "metric"}
 PACKAGES = (
@@ -37,14 +38,19 @@ def listing(what: str) -> list[dict[str, str]]:
         return [{"name": name, "summary": summary(KINDS[what], name)} for name in registry.names(KINDS[what])]
     if what == "concepts":
         cards = [data.load_concept(name) for name in data.cards()]
-        return [{"name": c.name, "summary": f"{c.kind}, {len(c.of('concept'))} prompts"} for c in cards]
+        return [
+            {"name": name, "summary": f"{c.kind}, {len(c.of('concept'))} prompts"}
+            for name, c in zip(data.cards(), cards, strict=True)
+        ]
+    if what == "sets":
+        return [{"name": name, "summary": found.summary} for name, found in SETS.items()]
     if what == "models":
         return [{"name": name, "summary": place} for name, place in models.PRESETS.items() if name != "mini"] + [
             {"name": "mini", "summary": "embedded: 64 px emoji, 24 objects x 4 styles x 4 backgrounds"}
         ]
     if what == "presets":
         return [{"name": name, "summary": preset_summary(name)} for name in config.presets()]
-    raise ConfigError(unknown("listing", what, [*KINDS, "concepts", "models", "presets"]))
+    raise ConfigError(unknown("listing", what, [*KINDS, "concepts", "sets", "models", "presets"]))
 
 
 def summary(kind: registry.PluginKind, name: str) -> str:

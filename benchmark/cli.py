@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 some cells failed, 2 the input is wrong, 130 stopped by Ct
 
 import json
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -28,6 +29,14 @@ StoreAt = Annotated[Path, typer.Option("--store", help="Folder of all results, s
 Only = Annotated[str, typer.Option(help="Keep some labels: defense=esd,attack=lora,concept=cat.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Workers on Ray; one a core, or two a GPU.")]
+
+
+class Executor(StrEnum):
+    """Who runs the tasks: this process, or workers on Ray."""
+
+    local = "local"
+    ray = "ray"
 
 
 def refuse(error: Exception) -> NoReturn:
@@ -57,21 +66,54 @@ def run(
     batch: Annotated[int, typer.Option(min=1, help="Images at once; changes no number.")] = 64,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     time_limit: Annotated[float | None, typer.Option(min=0.001, help="Seconds that one task may take.")] = None,
+    executor: Annotated[Executor, typer.Option(help="This process, or many GPUs and machines.")] = Executor.local,
+    workers: Workers = None,
+    track: Annotated[str, typer.Option(help="Also tell wandb, mlflow or trackio.")] = "",
+    save_flagged: Annotated[
+        bool, typer.Option("--save-flagged", help="NSFW suites: keep the images; reports blur them.")
+    ] = False,
+    keep_attacks: Annotated[
+        bool, typer.Option("--keep-attacks", help="NSFW suites: keep attacked weights and found prompts.")
+    ] = False,
 ) -> None:
     """Run a matrix: compute what is missing, then write and show the leaderboard. The same command resumes."""
+    from benchmark import published
+
+    if not (dry_run or track) and (finished := published.again(source, only, out_folder, store)):
+        show_board(finished, finished.folder)
+        out.print(f"ran 0, found {finished.tasks}, failed 0, skipped 0")
+        return
     from benchmark import session
+    from benchmark import track as tracking
 
     job = None
     try:
-        job = session.prepare(chosen(source, only), source=source, out=out_folder, store=store)
+        tracker = tracking.tracker_of(track) if track else None
+        job = session.prepare(
+            chosen(source, only),
+            source=source,
+            out=out_folder,
+            store=store,
+            claim=not dry_run,
+            weights="optional" if dry_run else "download",
+        )
+        job.only = only
         if dry_run:
             show_plan(job, as_json=False)
             return
         from benchmark.executors.limits import each_task
         from benchmark.watch import Bars
 
-        with Bars(err, job.left) as bars, each_task(time_limit):
-            outcome = job.run(bars, device=device, batch=batch)
+        with Bars(err, job.left) as bars, each_task(time_limit), tracking.told(tracker, job, bars) as events:
+            outcome = job.run(
+                events,
+                device=device,
+                batch=batch,
+                executor=executor.value,
+                workers=workers,
+                save_flagged=save_flagged,
+                keep_attacks=keep_attacks,
+            )
     except InputError as error:
         refuse(error)
     except OSError as error:
@@ -80,7 +122,7 @@ def run(
         done = f"{len(job.plan.tasks) - len(job.left)} of {len(job.plan.tasks)} tasks are done; " if job else ""
         err.print(f"stopped: {done}the same command goes on from here")
         raise typer.Exit(130) from None
-    show_board(job.board, job.out)
+    show_board(job, job.out)
     counts = {what: len(getattr(outcome, what)) for what in ("ran", "found", "failed", "skipped")}
     out.print(", ".join(f"{what} {count}" for what, count in counts.items()))
     for key, trace in outcome.failed.items():
@@ -96,7 +138,10 @@ def plan(source: Source, only: Only = "", store: StoreAt = Path("store"), as_jso
     from benchmark import session
 
     try:
-        show_plan(session.prepare(chosen(source, only), source=source, out=None, store=store, claim=False), as_json)
+        job = session.prepare(
+            chosen(source, only), source=source, out=None, store=store, claim=False, weights="optional"
+        )
+        show_plan(job, as_json)
     except InputError as error:
         refuse(error)
 
@@ -107,6 +152,8 @@ def show_plan(job: Any, as_json: bool) -> None:
     if as_json:
         out.print_json(json.dumps(facts))
         return
+    if job.folder is None:
+        out.print(f"{facts['model']}: no weights here; a run gets them, and what is done is known then", markup=False)
     out.print(f"{facts['cells']} cells, {facts['tasks']} tasks, {facts['left']} to run")
     for kind, count in facts["by_kind"].items():
         out.print(f"  {kind:9} {count['tasks']:5} tasks, {count['left']:5} to run")
@@ -123,17 +170,63 @@ def status(source: Source, only: Only = "", store: StoreAt = Path("store"), as_j
     from benchmark import session
 
     try:
-        job = session.prepare(chosen(source, only), source=source, out=None, store=store, claim=False)
+        job = session.prepare(
+            chosen(source, only), source=source, out=None, store=store, claim=False, weights="optional"
+        )
     except InputError as error:
         refuse(error)
-    facts = job.facts()
+    left = job.left
+    facts = job.facts(left)
     done = facts["tasks"] - facts["left"]
     if as_json:
-        out.print_json(json.dumps(facts | {"done": done, "next": [task.label for task in job.left[:5]]}))
+        out.print_json(json.dumps(facts | {"done": done, "next": [task.label for task in left[:5]]}))
         return
     out.print(f"{done} of {facts['tasks']} tasks done")
-    for task in job.left[:5]:
+    for task in left[:5]:
         out.print(f"  next: {escape(task.kind)} {escape(task.label)}")
+
+
+@app.command()
+def score(
+    source: Source,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="A metric's name, or '{use: NAME, field: value}'; repeat for more.")
+    ] = None,
+    out_folder: Out = None,
+    only: Only = "",
+    store: StoreAt = Path("store"),
+    batch: Annotated[int, typer.Option(min=1, help="Images at once; changes no number.")] = 64,
+) -> None:
+    """Score the stored images again, with another threshold or metric: nothing is trained and no image is drawn."""
+    from benchmark import rescore, session
+    from benchmark.watch import Bars
+
+    try:
+        Store(store).existing()
+        config = rescore.with_metrics(chosen(source, only), metric or [])
+        job = session.prepare(config, source=source, out=out_folder, store=store, weights="cached")
+        with Bars(err, []) as bars:
+            done = job.score(bars, batch=batch)
+    except InputError as error:
+        refuse(error)
+    except OSError as error:
+        refuse(FolderError(f"expected to read and write the run's folders, got {error}: make room or give rights."))
+    except KeyboardInterrupt:
+        err.print("stopped: the same command goes on from here")
+        raise typer.Exit(130) from None
+    show_board(job, job.out)
+    scored = [key for key in done.outcome.ran if job.plan.tasks[key].kind == "score"]
+    failed = done.outcome.failed
+    counts = f"scored {len(scored)}, derived {len(done.derived)} from raw scores"
+    out.print(f"{counts}, failed {len(failed)}, without images {len(done.absent)}")
+    if done.absent:
+        cells = done.cells(job.plan)
+        more = f" and {len(cells) - 5} more" if len(cells) > 5 else ""
+        err.print(f"{len(cells)} cells lack images, which titer run draws: {escape(', '.join(cells[:5]))}{more}")
+    for key in failed:
+        err.print(f"[red]failed[/] {escape(job.plan.tasks[key].label)}: see {job.out / 'failures.json'}")
+    if done.absent or failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -143,6 +236,9 @@ def board(
     only: Only = "",
     store: StoreAt = Path("store"),
     figures: Annotated[bool, typer.Option("--figures", help="Also write PDF and PNG for a paper.")] = False,
+    reported: Annotated[
+        bool, typer.Option("--reported", help="Also show what papers and public boards report, in reported.csv.")
+    ] = False,
 ) -> None:
     """Write and show the leaderboard from what is in the store; computes no images and no scores."""
     from benchmark import session
@@ -150,13 +246,16 @@ def board(
     try:
         many = len(sources) > 1
         jobs = [
-            session.prepare(chosen(s, only), source=s, out=out_folder, store=store, claim=not many) for s in sources
+            session.prepare(chosen(s, only), source=s, out=out_folder, store=store, claim=not many, weights="cached")
+            for s in sources
         ]
         folder = (out_folder or Path("runs") / "merged") if many else jobs[0].out
         published = session.merge(jobs, folder) if many else jobs[0].publish()
     except InputError as error:
         refuse(error)
     show_board(published, folder)
+    if reported:
+        show_reported(published, folder)
     if figures:
         from benchmark.report import figures as drawn
 
@@ -170,17 +269,19 @@ def export(
     cell: Annotated[str, typer.Argument(help="concept/defense, or concept/defense/attack@budget#seed.")],
     to: Annotated[Path, typer.Option("--to", help="An empty folder for the model.")],
     store: StoreAt = Path("store"),
+    attack_only: Annotated[bool, typer.Option("--attack-only", help="LoRA or embedding files alone.")] = False,
 ) -> None:
-    """Write a cell's model as a diffusers folder that `from_pretrained` loads."""
+    """Write a cell's model as a diffusers folder that `from_pretrained` loads, or what its attack learned."""
     from benchmark import session
     from benchmark.export import export as write
     from benchmark.export import find_cell
     from benchmark.stages import Bench
 
     try:
-        job = session.prepare(chosen(source, ""), source=source, out=None, store=store, claim=False)
+        job = session.prepare(chosen(source, ""), source=source, out=None, store=store, claim=False, weights="cached")
         found = find_cell(job.plan, cell)
-        write(job.plan, Bench(job.folder, job.store), found, to)
+        assert job.folder is not None
+        write(job.plan, Bench(job.folder, job.store), found, to, attack_only=attack_only)
     except InputError as error:
         refuse(error)
     out.print(f"{found.name} -> {to}")
@@ -197,9 +298,21 @@ def show_board(published: Any, folder: Path) -> None:
             out.print(str(file))
 
 
+def show_reported(published: Any, folder: Path) -> None:
+    """Write and print what others report beside what was measured."""
+    from benchmark.watch import reported_table
+    from leaderboards import reported as others
+    from leaderboards.files import write_table
+
+    found = others.beside(published.cells, others.read())
+    write_table(found, folder / "reported.csv")
+    out.print(reported_table(found))
+    out.print(str(folder / "reported.csv"))
+
+
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="defenses, attacks, metrics, concepts, models or presets")],
+    what: Annotated[str, typer.Argument(help="defenses, attacks, metrics, concepts, sets, models or presets")],
     as_json: Json = False,
 ) -> None:
     """List what titer knows."""
@@ -238,11 +351,36 @@ def doctor(
     as_json: Json = False,
     mini: Annotated[bool, typer.Option("--mini", help="Measure the embedded model against its bar; a minute.")] = False,
     grid: Annotated[Path | None, typer.Option(help="With --mini: keep a picture of the images.")] = None,
+    model: Annotated[str, typer.Option(help="Check this model instead: a preset, a folder or a hub id.")] = "",
+    preset: Annotated[str, typer.Option(help="With --model: a config whose hours to estimate.")] = "",
+    judge: Annotated[str, typer.Option(help="Calibrate this judge instead, such as torchvision:resnet50.")] = "",
+    images: Annotated[Path | None, typer.Option(help="With --judge: a folder with a subfolder for each label.")] = None,
+    concept: Annotated[str, typer.Option(help="With --judge: the concept whose labels it chooses from.")] = "",
+    device: Device = "auto",
 ) -> None:
-    """Check this installation: versions, device, every plug-in, and with --mini the embedded model's bar."""
+    """Check this installation: versions, device, every plug-in; or with --mini the embedded model's bar.
+
+    With --model: access, weights, disk, memory, speed, and with --preset the hours that it would take here.
+    With --judge: the calibration card of a judge, as JSON, from pictures whose labels are known.
+    """
     from benchmark import catalog
 
-    checks = catalog.mini_checks(grid) if mini else catalog.checks()
+    try:
+        if judge:
+            from benchmark.calibration import calibrate
+
+            if images is None:
+                raise ConfigError("expected --images FOLDER with --judge, got none: a subfolder for each label.")
+            out.print_json(json.dumps(calibrate(judge, images, concept, lambda *, step, total, loss: None)))
+            return
+        if model:
+            from benchmark.fitness import checks as of_model
+
+            checks = of_model(model, chosen(preset, "") if preset else None, device)
+        else:
+            checks = catalog.mini_checks(grid) if mini else catalog.checks()
+    except InputError as error:
+        refuse(error)
     if as_json:
         out.print_json(json.dumps(checks))
     else:
@@ -301,7 +439,7 @@ def store_gc(
 
     try:
         jobs = [
-            session.prepare(configs.load(source), source=source, out=None, store=store, claim=False)
+            session.prepare(configs.load(source), source=source, out=None, store=store, claim=False, weights="cached")
             for source in keep or []
         ]
         needed = {key for job in jobs for key in job.plan.tasks}

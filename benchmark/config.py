@@ -15,11 +15,12 @@ metrics: [clip_score, presence]
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from benchmark.entries import SEARCH, Entry, Space, adapter, entries, entry, explain, labels_of
 from benchmark.errors import ConfigError, PluginError, unknown
 from benchmark.registry import FOLDERS, PluginKind, find, names
 from benchmark.types import Precision
@@ -64,25 +65,24 @@ class ImageCounts(Counts):
     benign: int = Field(1, ge=1)
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """A plug-in as a config names it: `as` is its label on the board, `method` the instance.
+class PinnedModel(Strict):
+    """A preset, folder or hub id, and the hub's branch, tag or commit."""
 
-    A composed defense is trained on the result of another, `after`. An attack may be meant for some defenses only,
-    `against` (and the control); for all, if that is empty.
-    """
+    source: str
+    revision: str
 
-    label: str
-    use: str
-    method: Any
-    after: "Entry | None" = None
-    against: tuple[str, ...] = ()
 
-    @property
-    def fields(self) -> dict[str, Any]:
-        """The method's fields as JSON values."""
-        values: dict[str, Any] = adapter(type(self.method)).dump_python(self.method, mode="json")
-        return values
+def one_line(model: Any) -> Any:
+    """A model given as a mapping, as `source@revision`."""
+    if not isinstance(model, Mapping):
+        return model
+    source, revision = model.get("source"), model.get("revision")
+    if set(model) != {"source", "revision"} or not (isinstance(source, str) and isinstance(revision, str)):
+        raise ValueError("expected {source: NAME, revision: TEXT}, with a revision of digits in quotes")
+    return f"{source}@{revision}"
+
+
+ModelText = Annotated[str, BeforeValidator(one_line, json_schema_input_type=str | PinnedModel)]
 
 
 class Adapt(Strict):
@@ -115,7 +115,7 @@ class Raw(Strict):
     """The file as written."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    model: str
+    model: ModelText
     concepts: tuple[str, ...] = Field(min_length=1)
     defenses: tuple[str | dict[str, Any], ...] = Field(min_length=1)
     attacks: tuple[str | dict[str, Any], ...] = Field(min_length=1)
@@ -143,13 +143,17 @@ class Adaptation:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A checked config: `raw` is the file, the entries are built methods."""
+    """A checked config: `raw` is the file, the entries are built methods.
+
+    `tuned_by` holds the metrics that tuned attacks chose their settings by, where these are no longer `metrics`.
+    """
 
     raw: Raw
     defenses: tuple[Entry, ...]
     attacks: tuple[Entry, ...]
     metrics: tuple[Entry, ...]
     adaptation: Adaptation | None = None
+    tuned_by: tuple[Entry, ...] = ()
 
 
 def presets() -> list[str]:
@@ -160,6 +164,7 @@ def presets() -> list[str]:
 def schema() -> dict[str, Any]:
     """The JSON Schema of a config file, with the name and fields of every plug-in that can be imported."""
     found = Raw.model_json_schema()
+    found["$defs"] |= Space.model_json_schema()["$defs"]
     for kind, plural in FOLDERS.items():
         use = {"anyOf": [{"enum": names(kind)}, {"type": "string"}]}  # also a+b, and what is installed elsewhere
         entry = {"type": "object", "properties": {"use": use}, "required": ["use"], "allOf": list(cases(kind))}
@@ -172,11 +177,16 @@ def cases(kind: PluginKind) -> Iterator[dict[str, Any]]:
     word = {"type": "string"}
     more: dict[str, dict[str, Any]] = {
         "defense": {"after": word},
-        "attack": {"against": {"anyOf": [word, {"type": "array", "items": word}]}},
+        "attack": {
+            "against": {"anyOf": [word, {"type": "array", "items": word}]},
+            "after": word,
+            "at": {"type": "integer", "minimum": 0},
+        },
     }
+    space = Space.model_json_schema()["properties"]
     for name in names(kind):
         try:
-            fields = TypeAdapter(find(kind, name)).json_schema()
+            fields = adapter(find(kind, name)).json_schema()
         except PluginError:
             continue
         presets = {"enum": sorted(getattr(find(kind, name), "presets", {}))}
@@ -185,6 +195,11 @@ def cases(kind: PluginKind) -> Iterator[dict[str, Any]]:
             "if": {"properties": {"use": {"const": name}}, "required": ["use"]},
             "then": {"properties": known, "additionalProperties": False},
         }
+        if kind == "attack":
+            yield {
+                "if": {"properties": {"use": {"const": f"{SEARCH}{name}"}}, "required": ["use"]},
+                "then": {"properties": {**known, **space}, "additionalProperties": False},
+            }
 
 
 def load(source: str) -> Config:
@@ -228,12 +243,13 @@ def parse(values: Any) -> Config:
     for label in (label for attack in lists["attack"] for label in attack.against):
         if label not in labels_of(lists["defense"]):
             raise ConfigError(unknown("defense in `against`:", label, labels_of(lists["defense"])))
+    for attack in lists["attack"]:
+        if attack.develop in raw.concepts:
+            raise ConfigError(
+                f"expected {attack.label!r} to choose its settings on a concept that is not reported, "
+                f"got {attack.develop!r}: name another in `develop:`."
+            )
     return Config(raw, lists["defense"], lists["attack"], lists["metric"], adaptation(raw.adaptation))
-
-
-def labels_of(listed: tuple[Entry, ...]) -> list[str]:
-    """The labels of entries."""
-    return [e.label for e in listed]
 
 
 def adaptation(given: Adapt | None) -> Adaptation | None:
@@ -245,7 +261,7 @@ def adaptation(given: Adapt | None) -> Adaptation | None:
     if given is None:
         return None
     attack, judge = entry("attack", given.attack), entry("metric", given.judge)
-    if attack.method.changes != "weights":
+    if attack.trials or attack.method.changes != "weights":
         raise ConfigError(f"expected an adaptation that trains weights, got {attack.use!r}: use lora, for example.")
     return Adaptation(given.subject, attack, judge, given.budget)
 
@@ -277,77 +293,3 @@ def restrict(config: Config, only: Mapping[str, tuple[str, ...]]) -> Config:
         else:
             parts[what] = tuple(e for e in parts[what] if e.label in wanted or e.use == "none")
     return dataclasses.replace(config, raw=raw, defenses=parts["defense"], attacks=parts["attack"])
-
-
-def entries(kind: PluginKind, listed: tuple[str | dict[str, Any], ...]) -> tuple[Entry, ...]:
-    """Build every listed plug-in; two with one label are an error."""
-    built: dict[str, Entry] = {}
-    for item in listed:
-        found = entry(kind, item, built)
-        if found.label in built:
-            raise ConfigError(f"expected different labels for {kind}s, got {found.label!r} twice: name one with `as:`.")
-        built[found.label] = found
-    return tuple(built.values())
-
-
-def composed(kind: PluginKind, name: str, known: Mapping[str, Entry]) -> Entry:
-    """`a+b`: b on the result of a. Each part is the label of an entry listed before, or a plug-in's name.
-
-    Raises:
-        ConfigError: it is not a defense, or there is no such part.
-    """
-    if kind != "defense":
-        raise ConfigError(f"expected one {kind}, got {name!r}: only defenses compose.")
-    left, _, right = name.rpartition("+")
-    before = known[left] if left in known else entry(kind, left, known)
-    if before.method.fidelity == "control":
-        raise ConfigError(f"expected a defense to build on, got {left!r}: `{right}` alone is the same.")
-    top = known[right] if right in known else entry(kind, right)
-    if top.after is not None:
-        raise ConfigError(f"expected a plain defense after the last +, got {right!r}: compose it from the left.")
-    return dataclasses.replace(top, label=name, after=before)
-
-
-def entry(kind: PluginKind, item: str | dict[str, Any], known: Mapping[str, Entry] | None = None) -> Entry:
-    """One plug-in from `name`, `a+b` or `{use: name, as: label, after: label, preset: name, field: value}`."""
-    known = known or {}
-    if isinstance(item, str) and "+" in item and item not in names(kind):
-        return composed(kind, item, known)
-    given = {"use": item} if isinstance(item, str) else dict(item)
-    if not isinstance(given.get("use"), str):
-        raise ConfigError(f"expected `use: NAME` in every {kind}, got {item!r}: write {{use: NAME, ...}}.")
-    use, after = given.pop("use"), given.pop("after", None)
-    if after is not None:
-        fields = {key: value for key, value in given.items() if key != "as"}
-        part = dataclasses.replace(entry(kind, {"use": use, **fields}), label=use)
-        whole = composed(kind, f"{after}+{use}", {**known, use: part})
-        return dataclasses.replace(whole, label=str(given.get("as", whole.label)))
-    label, preset = str(given.pop("as", use)), given.pop("preset", None)
-    against = given.pop("against", ()) if kind == "attack" else ()
-    cls = find(kind, use)
-    fields_of = [f.name for f in dataclasses.fields(cls)]
-    stored = getattr(cls, "presets", {})
-    if preset is not None and preset not in stored:
-        raise ConfigError(unknown(f"preset of {kind} {use!r}:", str(preset), stored))
-    for name in given:
-        if name not in fields_of:
-            raise ConfigError(unknown(f"field of {kind} {use!r}:", name, fields_of))
-    try:
-        method = adapter(cls).validate_python({**stored.get(preset, {}), **given})
-    except ValidationError as error:
-        raise ConfigError(f"{kind} {use!r}: {explain(error, fields_of)}") from error
-    return Entry(label, use, method, against=tuple(map(str, [against] if isinstance(against, str) else against)))
-
-
-def adapter(cls: type[Any]) -> TypeAdapter[Any]:
-    """Pydantic's validator for a method's dataclass."""
-    return TypeAdapter(cls)
-
-
-def explain(error: ValidationError, known: list[str]) -> str:
-    """The first fault in one line."""
-    first = error.errors(include_url=False)[0]
-    place = ".".join(str(p) for p in first["loc"])
-    if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
-        return unknown("key", place, known)
-    return f"at {place!r}: {first['msg']}, got {first.get('input')!r}: change it."

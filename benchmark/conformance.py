@@ -34,7 +34,7 @@ from benchmark.diffusion import Model
 from benchmark.errors import PluginError
 from benchmark.types import ELSE, PROMPT, Concept, Delta, Examples, Prompt, Report, Snapshot
 from defenses.base import Defense
-from metrics.base import ImageMetric, Metric, PairMetric, SetMetric
+from metrics.base import ImageMetric, Metric, PairMetric, ReferenceMetric, SetMetric
 from metrics.embedders import embed
 
 SMALL: Mapping[str, Any] = {
@@ -402,7 +402,8 @@ def scores_whatever_the_batch(method: Metric) -> None:
     images, others = torch.rand(2, 4, 3, 64, 64, generator=seeded(0))
     prompts = [Prompt(text=t, split="concept", label=CARD) for t in ("a cat", "a dog", "a key", "a car")]
     together = per_image(method, images, prompts, others)
-    single = [per_image(method, images[i : i + 1], prompts[i : i + 1], others[i : i + 1]) for i in range(4)]
+    beside = [others if method.per == "reference" else others[i : i + 1] for i in range(4)]
+    single = [per_image(method, images[i : i + 1], prompts[i : i + 1], beside[i]) for i in range(4)]
     alike = torch.allclose(together, torch.cat(single), rtol=1.3e-6, atol=1e-5, equal_nan=True)
     expect(alike, f"{torch.cat(single).tolist()} for images together as alone", together.tolist())
 
@@ -410,7 +411,7 @@ def scores_whatever_the_batch(method: Metric) -> None:
 def measures_distances(method: Metric) -> None:
     """Same seed, same numbers; symmetric; further for sets further apart; an interval is around its value."""
     if not isinstance(method, SetMetric):
-        expect(method.per in ("image", "pair"), "per to be image, pair or set", method.per)
+        expect(method.per in ("image", "pair", "reference"), "per to be image, pair, reference or set", method.per)
         return
     f, g = torch.nn.functional.normalize(torch.randn(2, 40, 8, generator=seeded(0)), dim=-1)
     with global_state_kept():
@@ -510,10 +511,10 @@ def per_image(method: Metric, images: Tensor, prompts: list[Prompt], others: Ten
     """What a metric computes image by image: its value or, for a distance between sets, its features."""
     if isinstance(method, ImageMetric):
         return method.score(images, prompts, load_concept(CARD) if method.reads_concept else None)["value"]
-    if isinstance(method, PairMetric):
+    if isinstance(method, PairMetric | ReferenceMetric):
         return method.score(images, prompts, others)["value"]
     if isinstance(method, SetMetric):
         return embed(method.embedder, images)
     raise PluginError(
-        f"expected an ImageMetric, PairMetric or SetMetric, got {type(method).__name__}: derive from one."
+        f"expected a metric of images, pairs, references or sets, got {type(method).__name__}: see metrics.base."
     )

@@ -4,22 +4,29 @@
     L_DM     = E || eps_theta(z_t, t, c) - eps ||^2
     guided   = eps(z_t, null) + w (eps(z_t, c) - eps(z_t, null))
 
-A leaf beside `types`. Random numbers are drawn on the CPU from the generator given, then moved, so that every device
-sees the same ones. Counted passes are samples through the U-Net, whatever the batch.
+A leaf beside `types`. `Model` is Stable Diffusion 1 and 2, and what other families derive from: `benchmark.families`.
+A text is one tensor `(B, L, D)` whatever the family: methods stack, index and expand it, and never look inside.
+Random numbers are drawn on the CPU from the generator given, then moved, so that every device sees the same ones.
+Counted passes are samples through the U-Net, whatever the batch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from benchmark.types import Delta, Precision
+
+if TYPE_CHECKING:  # these take seconds to import, and planning needs none of them
+    from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+HALF: Mapping[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
@@ -42,19 +49,25 @@ class Meter:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A Stable Diffusion model: the parts that methods read or train, and its training schedule.
+    """A latent diffusion model: the parts that methods read or train, and its training schedule.
 
     Weights are float32, always. With `precision` bfloat16 the U-Net computes in mixed precision; what it predicts,
-    the losses and the updates stay float32.
+    the losses and the updates stay float32. float16 does so only where no gradient is asked for: without scaling of
+    the loss, small gradients would vanish in it.
     """
 
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
-    scheduler: DDPMScheduler
+    unet: "UNet2DConditionModel"
+    vae: "AutoencoderKL"
+    text_encoder: "CLIPTextModel"
+    tokenizer: "CLIPTokenizer"
+    scheduler: "DDPMScheduler"
     meter: Meter = field(default_factory=Meter)
     precision: Precision = "float32"
+
+    @property
+    def readers(self) -> tuple[tuple[str, str], ...]:
+        """The fields of each tokenizer and of the text encoder that reads it."""
+        return (("tokenizer", "text_encoder"),)
 
     @property
     def device(self) -> torch.device:
@@ -68,35 +81,50 @@ class Model:
         return int(self.unet.config.in_channels), side, side
 
     @property
+    def text_shape(self) -> tuple[int, int]:
+        """`(L, D)` of a text that `predict_noise` reads."""
+        return int(self.tokenizer.model_max_length), int(self.unet.config.cross_attention_dim)
+
+    @property
     def parts(self) -> dict[str, nn.Module]:
         """The modules that a delta can change, by the prefix of its names."""
-        return {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
+        encoders = {name: getattr(self, name) for _, name in self.readers}
+        return {"unet": self.unet, "vae": self.vae, **encoders}
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """What a pipeline of diffusers is made of: the parts and the tokenizers, by its names for them."""
+        return {**self.parts, **{name: getattr(self, name) for name, _ in self.readers}}
+
+    @property
+    def tables(self) -> tuple[Tensor, ...]:
+        """The token table `(V, D)` of each text encoder."""
+        return tuple(getattr(self, name).get_input_embeddings().weight for _, name in self.readers)
+
+    @property
+    def table(self) -> Tensor:
+        """The token table `(V, D)`, of all text encoders side by side: what `words` and learned vectors are made of."""
+        return self.tables[0] if len(self.tables) == 1 else torch.cat(self.tables, dim=1)
 
     def ids(self, texts: Sequence[str]) -> Tensor:
         """Token numbers `(B, L)`: begin, words, end, padding. Longer texts are cut as in Stable Diffusion."""
-        length = self.tokenizer.model_max_length
-        found: Tensor = self.tokenizer(
-            list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).input_ids
-        return found.to(self.device)
+        return tokenize(self.tokenizer, texts).to(self.device)
 
     def words(self, ids: Tensor) -> Tensor:
         """Rows of the token table, before positions are added: `(B, L, D)` of ids `(B, L)`."""
         return self.text_encoder.get_input_embeddings()(ids)
 
     def encode_words(self, words: Tensor) -> Tensor:
-        """Last hidden states `(B, L, D)` of a text given as word vectors `(B, L, D)`: gradients reach the words."""
-        table = self.text_encoder.get_input_embeddings()
-        handle = table.register_forward_hook(lambda *_: words)
-        try:
-            nothing = torch.zeros(words.shape[:2], dtype=torch.long, device=words.device)
-            return self.text_encoder(nothing)[0]
-        finally:
-            handle.remove()
+        """The encoding `(B, L, D)` of a text given as word vectors `(B, L, D)`: gradients reach the words."""
+        return read(self.text_encoder, words)[0]
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Last hidden states of the text encoder: `(B, L, D)`."""
+        """The encoding of texts, `(B, L, D)`: here the last hidden states of the text encoder."""
         return self.text_encoder(self.ids(texts))[0]
+
+    def condition(self, text: Tensor) -> dict[str, Any]:
+        """A text `(B, L, D)` as the keywords that the U-Net takes."""
+        return {"encoder_hidden_states": text}
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the scaled latents `(B, C, h, w)` of images in [0, 1]."""
@@ -111,8 +139,10 @@ class Model:
 
     def predict_noise(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
         """eps_theta(z_t, t, c): `(B, C, h, w)`; t is `(B,)` or `()`. A v-predicting model's answer is converted."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            out = self.unet(z_t, t, encoder_hidden_states=text).sample
+        half = HALF.get(self.precision)
+        mixed = half is not None and not (half == torch.float16 and torch.is_grad_enabled())
+        with torch.autocast(self.device.type, half or torch.bfloat16, enabled=mixed):
+            out = self.unet(z_t, t, **self.condition(text)).sample
         out = out.to(z_t.dtype)
         if self.scheduler.config.prediction_type == "v_prediction":
             ab = self.alpha_bar(t, like=z_t)
@@ -131,7 +161,8 @@ class Model:
 
     def clone(self) -> "Model":
         """A copy whose weights can be trained without touching this one; the meter is shared."""
-        return replace(self, unet=deepcopy(self.unet), vae=deepcopy(self.vae), text_encoder=deepcopy(self.text_encoder))
+        copies: dict[str, Any] = {name: deepcopy(part) for name, part in self.parts.items()}
+        return replace(self, **copies)
 
     def frozen(self) -> "Model":
         """This model, in evaluation mode and without gradients."""
@@ -154,18 +185,61 @@ class Model:
         """A copy that knows new words: each vector `(D,)` becomes the row of its word, as textual inversion does.
 
         Raises:
-            ValueError: the tokenizer knows a word already.
+            ValueError: a tokenizer knows a word already, or a vector has another length than the table's rows.
         """
-        changed = replace(self, tokenizer=deepcopy(self.tokenizer), text_encoder=deepcopy(self.text_encoder))
+        changed = replace(self, **{name: deepcopy(getattr(self, name)) for pair in self.readers for name in pair})
         for word, vector in tokens.items():
-            known = len(changed.tokenizer)
-            changed.tokenizer.add_tokens(word)
-            if len(changed.tokenizer) == known:  # add_tokens answers 1 for a word of the vocabulary, too
-                raise ValueError(f"expected a word that the tokenizer lacks, got {word!r}: choose another.")
-            changed.text_encoder.resize_token_embeddings(len(changed.tokenizer), mean_resizing=False)
-            row = changed.tokenizer.convert_tokens_to_ids(word)
-            changed.text_encoder.get_input_embeddings().weight.data[row] = vector.to(self.device)
+            for (tokenizer, encoder), row in zip(self.readers, self.by_encoder(vector), strict=True):
+                teach(getattr(changed, tokenizer), getattr(changed, encoder), word, row.to(self.device))
         return changed.frozen()
+
+    def by_encoder(self, vector: Tensor) -> tuple[Tensor, ...]:
+        """A vector `(D,)` of the table as the rows of each text encoder's own.
+
+        Raises:
+            ValueError: it has another length.
+        """
+        widths = [table.shape[1] for table in self.tables]
+        if vector.shape != (sum(widths),):
+            raise ValueError(
+                f"expected a word vector of shape ({sum(widths)},), got {tuple(vector.shape)}: "
+                "was it learned on another model?"
+            )
+        return vector.split(widths)
+
+
+def tokenize(tokenizer: "CLIPTokenizer", texts: Sequence[str]) -> Tensor:
+    """Token numbers `(B, L)` of texts, cut and padded to what the model reads."""
+    length = tokenizer.model_max_length
+    found: Tensor = tokenizer(
+        list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    ).input_ids
+    return found
+
+
+def read(encoder: "CLIPTextModel", words: Tensor, ids: Tensor | None = None, **options: Any) -> Any:
+    """What a text encoder answers to word vectors `(B, L, D)`; of `ids` `(B, L)` it sees where the text ends."""
+    handle = encoder.get_input_embeddings().register_forward_hook(lambda *_: words)
+    try:
+        nothing = torch.zeros(words.shape[:2], dtype=torch.long, device=words.device)
+        return encoder(nothing if ids is None else ids, **options)
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def teach(tokenizer: "CLIPTokenizer", encoder: "CLIPTextModel", word: str, vector: Tensor) -> None:
+    """Add a word with its vector `(D,)`.
+
+    Raises:
+        ValueError: the tokenizer knows it already.
+    """
+    known = len(tokenizer)
+    tokenizer.add_tokens(word)
+    if len(tokenizer) == known:  # add_tokens answers 1 for a word of the vocabulary, too
+        raise ValueError(f"expected a word that the tokenizer lacks, got {word!r}: choose another.")
+    encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    encoder.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(word)] = vector
 
 
 def apply(delta: Delta, parts: dict[str, nn.Module]) -> None:
@@ -233,9 +307,12 @@ def guided_noise(model: Model, z_t: Tensor, t: Tensor, text: Tensor, null: Tenso
     return eps_null + scale * (eps_c - eps_null)
 
 
-def ddim(model: Model, steps: int) -> DDIMScheduler:
+def ddim(model: Model, steps: int) -> "DDIMScheduler":
     """DDIM on the model's own schedule, set to `steps` steps, with the settings Stable Diffusion ships."""
-    kept = {k: model.scheduler.config[k] for k in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")}
+    from diffusers import DDIMScheduler
+
+    names = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "trained_betas")
+    kept = {k: model.scheduler.config[k] for k in names}
     scheduler = DDIMScheduler(
         **kept, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="epsilon"
     )

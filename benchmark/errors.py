@@ -4,10 +4,12 @@ TiterError
 ├── InputError          the user's input is wrong; exit code 2, before any model is loaded
 │   ├── ConfigError     a config, a preset, a name, a field or a value
 │   ├── DataError       a prompt file, an image, a concept card, a model folder
-│   └── FolderError     an output folder or store that belongs to something else
+│   ├── FolderError     an output folder or store that belongs to something else
+│   └── PackageError    a package that an option needs is not installed
 ├── PlanError           two tasks with one identity, or a task whose parent is not in the plan
 ├── StoreError          a result is missing or damaged
-└── PluginError         a plug-in that breaks its contract or cannot be imported
+├── PluginError         a plug-in that breaks its contract or cannot be imported
+└── WorkerError         no worker can be started
 
 Every message says what was expected, what was got and what to do.
 """
@@ -36,6 +38,10 @@ class FolderError(InputError):
     """A folder belongs to something else."""
 
 
+class PackageError(InputError):
+    """A package that an option needs is not installed."""
+
+
 class PlanError(TiterError):
     """The plan contradicts itself."""
 
@@ -46,6 +52,10 @@ class StoreError(TiterError):
 
 class PluginError(TiterError):
     """A plug-in breaks its contract."""
+
+
+class WorkerError(TiterError):
+    """No worker can be started."""
 
 
 def unknown(what: str, got: str, known: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from benchmark import registry
-from benchmark.config import adapter
+from benchmark.entries import adapter
 from benchmark.errors import ConfigError
 from benchmark.registry import PluginKind
 

@@ -5,22 +5,26 @@ attack once for all its budgets, images are drawn once for all metrics. The unde
 because every cell needs its ceiling.
 """
 
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
 
-from benchmark.config import Adaptation, Config, Entry, entry
+from benchmark.config import Adaptation, Config
 from benchmark.data import spread
-from benchmark.errors import PlanError
-from benchmark.task import Task
+from benchmark.entries import Entry, entry
+from benchmark.errors import ConfigError, PlanError
+from benchmark.garbage import uncollected
+from benchmark.task import Made, Once, Task
 from benchmark.types import Concept, Prompt, Split
 
-SAMPLER_VERSION, EMBEDDER_VERSION, SUBJECT_VERSION = 2, 1, 1
+SAMPLER_VERSION, EMBEDDER_VERSION, SUBJECT_VERSION, FOLDER_VERSION = 2, 1, 1, 1
 DEFENDER: dict[str, Split] = {"concept": "defender", "safe": "prior"}
 ATTACKER: dict[str, Split] = {"concept": "attacker", "benign": "benign"}
+VERBS = {"weights": "finetune", "prompts": "search"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
     """One cell: who, against whom, after how much, and the keys of its tasks."""
 
@@ -29,7 +33,7 @@ class Cell:
     attack: str
     budget: int
     seed: int
-    kind: Literal["weights", "prompts", "sampling", "none"]
+    kind: str
     defend: str | None
     images: dict[str, str]
     scores: dict[tuple[str, str], str]
@@ -59,10 +63,20 @@ class Plan:
     config: Config
     base: str
     subject: Concept | None = None
+    development: Mapping[str, Concept] = field(default_factory=dict)
     tasks: dict[str, Task] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
     skipped: list[Skip] = field(default_factory=list)
     requested: int = 0
+    made: Once = field(default_factory=Once, repr=False)
+
+    def once(self, things: tuple[object, ...], names: tuple[Hashable, ...], make: Callable[[], Made]) -> Made:
+        """What `make` gives for these things and names, made once for all cells."""
+        return self.made.of(things, names, make)
+
+    def place(self, metric: str, split: str) -> tuple[str, str]:
+        """What a score is called within its cell."""
+        return self.made.of((), ("place", metric, split), lambda: (metric, split))
 
     def add(self, task: Task) -> str:
         """Put a task in, or share the one that is there; return its key.
@@ -73,11 +87,10 @@ class Plan:
         for role, parent in task.parents.items():
             if parent not in self.tasks:
                 raise PlanError(f"expected the parent {role} of {task.label} in the plan, got {parent}: add it first.")
-        if task.kind in ("defend", "attack", "generate"):
+        if task.kind in ("defend", "attack", "generate") and task.precision != self.config.raw.precision:
             task = replace(task, precision=self.config.raw.precision)
         self.requested += task.passes
-        self.tasks.setdefault(task.key, task)
-        return task.key
+        return self.tasks.setdefault(task.key, task).key
 
     @property
     def passes(self) -> int:
@@ -85,13 +98,27 @@ class Plan:
         return sum(task.passes for task in self.tasks.values())
 
 
-def build(config: Config, base: str, concepts: Iterable[Concept], subject: Concept | None = None) -> Plan:
-    """Cross everything; `base` is the hash of the base's weights, `subject` what benign adaptation teaches.
+@uncollected()
+def build(
+    config: Config,
+    base: str,
+    concepts: Iterable[Concept],
+    subject: Concept | None = None,
+    development: Mapping[str, Concept] | None = None,
+) -> Plan:
+    """Cross everything.
+
+    Args:
+        config: what to cross.
+        base: hash of the base's weights.
+        concepts: the config's.
+        subject: what benign adaptation teaches.
+        development: the concepts on which tuned attacks choose their settings, as the config names them.
 
     Raises:
         PlanError: two cells have one name.
     """
-    plan = Plan(config, base, subject)
+    plan = Plan(config, base, subject, development or {})
     defenses = config.defenses
     if not any(d.use == "none" for d in defenses):
         defenses = (entry("defense", "none"), *defenses)
@@ -105,7 +132,24 @@ def build(config: Config, base: str, concepts: Iterable[Concept], subject: Conce
     names = [cell.name for cell in plan.cells]
     if len(set(names)) < len(names):
         raise PlanError(f"expected different cells, got {max(names, key=names.count)} twice: rename with `as:`.")
+    hide(plan)
     return plan
+
+
+def hide(plan: Plan) -> None:
+    """Mark what an NSFW suite draws and what attacks it: neither is kept once it is scored, see `withhold`."""
+    suites = [cell for cell in plan.cells if cell.concept.kind == "nsfw"]
+    todo = [key for cell in suites for key in (*cell.images.values(), *cell.scores.values())]
+    todo += [key for key, task in plan.tasks.items() if task.concept and task.concept.kind == "nsfw"]
+    seen = set[str]()
+    for key in todo:  # it grows
+        if key not in seen:
+            seen.add(key)
+            todo += plan.tasks[key].parents.values()
+    for key in seen:
+        task = plan.tasks[key]
+        if task.kind == "attack" or task.plugin == "sampler":
+            plan.tasks[key] = replace(task, is_private=True)
 
 
 def add_defense(plan: Plan, concept: Concept, defense: Entry) -> str | None:
@@ -130,19 +174,26 @@ def add_defense(plan: Plan, concept: Concept, defense: Entry) -> str | None:
 
 
 def data_task(plan: Plan, concept: Concept, who: Entry, split: Split) -> str:
-    """Training images that the undefended base draws, from prompts and seeds that no evaluation uses.
+    """Training images: the user's own, or drawn by the base from prompts and seeds that no evaluation uses.
 
     Raises:
         PlanError: the concept card has no prompts for them.
     """
-    if not concept.of(split):
+    if not any(prompt.split == split for prompt in concept.prompts):
         raise PlanError(
             f"expected prompts for the split {split!r} in the card {concept.name!r}, which {who.label} needs."
         )
+    return plan.add(plan.once((concept,), (split, "data"), lambda: training_images(plan, concept, split)))
+
+
+def training_images(plan: Plan, concept: Concept, split: Split) -> Task:
+    """The task of `data_task`."""
     label = f"{concept.name}: images for the {split} split"
+    if concept.pictured(split):
+        return photographed(plan, concept, split, label)
     if concept.drawn and split in ("attacker", "defender"):
-        return plan.add(portrait(plan, concept, split, label))
-    return plan.add(draw(plan, concept.of(split), split, {}, label, stream=f"train-{split}"))
+        return portrait(plan, concept, split, label)
+    return draw(plan, concept.of(split), split, {}, label, stream=f"train-{split}")
 
 
 def portrait(plan: Plan, concept: Concept, split: Split, label: str) -> Task:
@@ -160,19 +211,37 @@ def portrait(plan: Plan, concept: Concept, split: Split, label: str) -> Task:
     )
 
 
+def photographed(plan: Plan, concept: Concept, split: Split, label: str, *, whole: bool = False) -> Task:
+    """A task that reads the user's own images, all of a split (`whole`) or as many as the config says.
+
+    Their contents and captions are in its key, their places are not.
+    """
+    chosen = spread(concept.pictured(split), 0 if whole else getattr(plan.config.raw.prompts, split))
+    digest = hashlib.sha256(json.dumps([[p.sha256, p.caption] for p in chosen]).encode()).hexdigest()
+    return Task(
+        kind="generate",
+        plugin="folder",
+        version=FOLDER_VERSION,
+        fields={"images": len(chosen), "sha256": digest},
+        base=plan.base,
+        label=label,
+        pictures=chosen,
+    )
+
+
 def add_attack(plan: Plan, concept: Concept, defense: Entry, defend: str | None, attack: Entry) -> list[Cell]:
     """All cells of one attack on one defended model."""
     cells = []
-    method = attack.method
-    budgets = method.budgets(plan.config.raw.budgets) if method.changes != "none" else ()
-    reason = method.objection(concept) or ("the config has no budgets" * (method.changes != "none" and not budgets))
+    budgets = attack.method.budgets(plan.config.raw.budgets) if attack.changes != "none" else ()
+    idle = attack.changes != "none" and not budgets
+    reason = attack.method.objection(concept) or "the config has no budgets" * idle
     if reason:
         plan.skipped.append(Skip(concept.name, concept.scenario, defense.label, attack.label, reason))
         return []
     before = {"defense": defend} if defend else {}
     for seed in plan.config.raw.seeds:
         ran = {}
-        if budgets and hasattr(method, "finetune" if method.changes == "weights" else "search"):
+        if budgets and (attack.after or hasattr(attack.method, VERBS.get(attack.method.changes, ""))):
             ran = {"attack": attack_task(plan, concept, (defense, attack), before, budgets, seed)}
         for budget in (0, *budgets):
             parents = {**before, **(ran if budget else {})}
@@ -190,26 +259,78 @@ def attack_task(
 ) -> str:
     """The task that attacks; one run gives the snapshots of all budgets.
 
-    An attack that reads the text encoder alone is run once, on the base's, and replayed on every defense.
+    An attack that reads the text encoder alone is run once, on the base's, and replayed on every defense. One that
+    follows a weight attack starts from that attack's snapshot; a tuned one reads how its trials did.
     """
     defense, attack = methods
+    fields = plan.once((attack,), ("ran", budgets), lambda: {**attack.fields, "budgets": list(budgets)})
     roles = {need: data_task(plan, concept, attack, ATTACKER[need]) for need in sorted(attack.method.needs)}
-    replayed = attack.method.access == "text encoder"
+    if attack.after:
+        start, roles["attack"] = first_attack(plan, concept, (defense, attack), before, seed)
+        fields = {**fields, "start": start}
+    if attack.trials:
+        fields = {"trials": [trial.fields for trial in attack.trials], "budgets": list(budgets)}
+        roles |= trials(plan, defense, attack, budgets)
+    replayed = attack.method.access == "text encoder" and not attack.after
     label = f"{attack.label} on {'every defense' if replayed else defense.label}, {concept.name}, seed {seed}"
     return plan.add(
         Task(
             kind="attack",
             plugin=attack.use,
             version=attack.method.version,
-            fields={**attack.fields, "budgets": list(budgets)},
+            fields=fields,
             base=plan.base,
             concept=concept,
             seed=seed,
             parents={**({} if replayed else before), **roles},
             label=label,
-            passes=attack.method.passes(max(budgets)),
+            passes=max(which.method.passes(max(budgets)) for which in attack.trials or (attack,)),
         )
     )
+
+
+def first_attack(
+    plan: Plan, concept: Concept, methods: tuple[Entry, Entry], before: dict[str, str], seed: int
+) -> tuple[int, str]:
+    """For an attack that follows another: the steps of the snapshot it starts from, and the task that makes it.
+
+    Raises:
+        PlanError: the first attack has no such snapshot, or makes no sense for the concept.
+    """
+    defense, attack = methods
+    assert attack.after is not None
+    budgets = attack.after.method.budgets(plan.config.raw.budgets)
+    start = attack.at or min(budgets)
+    reason = attack.after.method.objection(concept) or f"its budgets are {list(budgets)}" * (start not in budgets)
+    if reason:
+        raise PlanError(
+            f"expected {attack.label!r} to start from {attack.after.label!r} after {start} steps, got none: {reason}."
+        )
+    return start, attack_task(plan, concept, (defense, attack.after), before, budgets, seed)
+
+
+def trials(plan: Plan, defense: Entry, attack: Entry, budgets: tuple[int, ...]) -> dict[str, str]:
+    """For a tuned attack: what the judge sees after each of its trials on the development concept.
+
+    Raises:
+        PlanError: there is no judge, or the attack makes no sense for that concept.
+    """
+    concept, seed = plan.development[attack.develop], plan.config.raw.seeds[0]
+    judges = [metric for metric in plan.config.tuned_by or plan.config.metrics if metric.use == "presence"]
+    reason = attack.method.objection(concept) or "the config has no presence metric" * (not judges)
+    if reason:
+        raise PlanError(f"expected {attack.label!r} to choose its settings on {concept.name!r}, got none: {reason}.")
+    defend = add_defense(plan, concept, defense)
+    before = {"defense": defend} if defend else {}
+    prompts = spread(concept.of("concept"), plan.config.raw.prompts.concept)
+    found = {}
+    for number, trial in enumerate(attack.trials):
+        parents = {**before, "attack": attack_task(plan, concept, (defense, trial), before, budgets, seed)}
+        for budget in budgets:
+            label = f"concept images of {trial.label}@{budget} on {defense.label}, {concept.name}"
+            images = plan.add(attacked(plan, concept, trial, prompts, "concept", parents, label, budget))
+            found[f"trial{number}@{budget}"] = score(plan, concept, judges[0], images, prompts, "concept", label)
+    return found
 
 
 def add_cell(
@@ -220,32 +341,33 @@ def add_cell(
     An attack that changes no weight leaves the safe images as they were.
     """
     (defense, attack), (budget, seed) = methods, point
-    splits: tuple[Split, ...] = ("concept", "safe") if budget else ("concept", "retained", "safe")
+    splits: tuple[Split, ...] = ("concept", "safe") if budget else ("concept", "retained", "cross", "safe")
     images, scores, expected = dict[str, str](), dict[tuple[str, str], str](), 0
     for split in splits:
-        prompts = spread(concept.of(split), getattr(plan.config.raw.prompts, split))
+        prompts = asked(plan, concept, split)
         if not prompts:
             continue
         label = f"{split} images of {attack.label}@{budget} on {defense.label}, {concept.name}"
-        if budget and (split == "concept" or attack.method.changes == "weights"):
+        if budget and (split == "concept" or attack.changes == "weights"):
             task = attacked(plan, concept, attack, prompts, split, parents, label, budget)
         else:
             task = draw(plan, prompts, split, {k: v for k, v in parents.items() if k == "defense"}, label)
         images[split] = plan.add(task)
         expected = len(prompts) * task.fields["images"] if split == "concept" else expected
         for metric in plan.config.metrics:
-            if split in metric.method.splits and (metric.method.after_attack or not budget):
-                scores[metric.label, split] = score(plan, concept, metric, images[split], prompts, split, label)
-    if plan.config.adaptation and plan.subject and attack.method.changes == "none":
+            if metric.method.takes(split, concept) and (metric.method.after_attack or not budget):
+                place = plan.place(metric.label, split)
+                scores[place] = score(plan, concept, metric, images[split], prompts, split, label)
+    if plan.config.adaptation and plan.subject and attack.changes == "none":
         taught = adapt(plan, plan.subject, defense, parents, plan.config.adaptation)
         images["adapted"], scores["presence", "adapted"] = taught
     return Cell(
         concept=concept,
         defense=defense.label,
         attack=attack.label,
-        budget=budget,
+        budget=budget + (plan.tasks[parents["attack"]].fields.get("start", 0) if "attack" in parents else 0),
         seed=seed,
-        kind=attack.method.changes,
+        kind=attack.changes,
         defend=parents.get("defense"),
         images=images,
         scores=scores,
@@ -278,12 +400,27 @@ def attacked(
 ) -> Task:
     """A task that draws images after an attack, with the attacker's wording and start."""
     if split == "concept":
-        prompts = tuple(p.reworded(attack.method.reword(p.text, concept)) for p in prompts)
+        prompts = plan.once((concept, attack, prompts), ("reworded",), lambda: reworded(prompts, attack, concept))
     task = draw(plan, prompts, split, parents, label, budget=budget)
     if attack.method.changes != "sampling":
         return task
     begin = {"use": attack.use, "version": attack.method.version, "fields": attack.fields}
-    return replace(task, fields={**task.fields, "begin": begin})
+    steps = plan.config.raw.sampling.steps
+    passes = task.passes // steps * attack.method.trajectory(budget, steps)
+    return replace(task, fields={**task.fields, "begin": begin}, passes=passes)
+
+
+def asked(plan: Plan, concept: Concept, split: Split) -> tuple[Prompt, ...]:
+    """The prompts of a split that the config asks for."""
+    count = getattr(plan.config.raw.prompts, counted_as(split))
+    return plan.once((concept,), (split, "asked"), lambda: spread(concept.of(split), count))
+
+
+def reworded(prompts: tuple[Prompt, ...], attack: Entry, concept: Concept) -> tuple[Prompt, ...]:
+    """The prompts as the attacker words them."""
+    for who in filter(None, (attack.after, attack)):
+        prompts = tuple(p.reworded(who.method.reword(p.text, concept)) for p in prompts)
+    return prompts
 
 
 def draw(
@@ -300,9 +437,8 @@ def draw(
     raw = plan.config.raw
     if stream:
         prompts = spread(prompts, getattr(raw.prompts, split))
-    fields: dict[str, Any] = {**raw.sampling.model_dump(), "images": getattr(raw.images, split), "stream": stream}
-    if budget:
-        fields["budget"] = budget
+    own = {"images": getattr(raw.images, counted_as(split)), "stream": stream} | ({"budget": budget} if budget else {})
+    fields = plan.once((), ("drawn", *own.values()), lambda: {**raw.sampling.model_dump(), **own})
     count = len(prompts) * fields["images"]
     passes = count * raw.sampling.steps * (2 if raw.sampling.guidance != 1.0 else 1)
     return Task(
@@ -311,7 +447,7 @@ def draw(
         version=SAMPLER_VERSION,
         fields=fields,
         base=plan.base,
-        prompts=tuple(replace(p, label=None) for p in prompts),
+        prompts=plan.once((prompts,), ("bare",), lambda: tuple(replace(p, label=None) for p in prompts)),
         parents=parents,
         label=label,
         passes=passes,
@@ -321,10 +457,25 @@ def draw(
 def score(
     plan: Plan, concept: Concept, metric: Entry, images: str, prompts: tuple[Prompt, ...], split: Split, label: str
 ) -> str:
-    """The task that scores images; paired metrics and distances read the undefended base's images too."""
+    """The task that scores images. Paired metrics read the undefended base's images too; distances do so unless the
+    card has real images of the split.
+    """
+    given = metric
+    metric, card, identity, places = plan.once(
+        (given, concept), ("judge", split), lambda: judging(given, concept, split)
+    )
     method, parents = metric.method, {"images": images}
-    if method.per != "image":
-        parents["reference"] = plan.add(draw(plan, prompts, split, {}, f"{split} images of the base, {concept.name}"))
+    if method.per == "set" and concept.pictures and concept.pictured(split):
+        called = f"{concept.name}: real images of the {split} split"
+        real = plan.once((concept,), ("real", split), lambda: photographed(plan, concept, split, called, whole=True))
+        parents["reference"], identity = plan.add(real), f"{identity}, to real images {real.fields['sha256'][:12]}"
+    elif method.per == "reference":
+        parents["reference"] = data_task(plan, concept, metric, ATTACKER["concept"])
+    elif method.per != "image":
+        label_of = f"{split} images of the base, {concept.name}"
+        parents["reference"] = plan.add(
+            plan.once((prompts, concept), ("base", split), lambda: draw(plan, prompts, split, {}, label_of))
+        )
     if method.per == "set":
         parents = {role: plan.add(embedded(plan, metric, key)) for role, key in parents.items()}
     return plan.add(
@@ -332,14 +483,38 @@ def score(
             kind="score",
             plugin=metric.use,
             version=method.version,
-            fields={**metric.fields, "identity": method.identity()},
+            fields=plan.once(
+                (metric,),
+                ("scored", identity),
+                lambda: {**metric.fields, **dict.fromkeys(places, identity), "identity": identity},
+            ),
             base=plan.base,
-            concept=concept if method.reads_concept else None,
+            concept=card,
             prompts=() if method.per == "set" else prompts,
             parents=parents,
+            places=places,
             label=f"{metric.label} of {label}",
         )
     )
+
+
+def judging(metric: Entry, concept: Concept, split: Split) -> tuple[Entry, Concept | None, str, Mapping[str, str]]:
+    """A metric for a concept's images of a split: the entry, the card it reads, who it is, and where its files are.
+
+    Raises:
+        ConfigError: it names a judge or an embedder that does not exist.
+    """
+    card = concept.judged_on(split) if metric.method.reads_concept else None
+    try:
+        method = metric.method.for_card(concept)
+        return replace(metric, method=method), card, method.identity(), method.places()
+    except ValueError as error:
+        raise ConfigError(f"metric {metric.label!r}: {error}") from error
+
+
+def counted_as(split: Split) -> Split:
+    """The split whose counts of prompts and images hold: prompts of the other domain are counted as retained ones."""
+    return "retained" if split == "cross" else split
 
 
 def embedded(plan: Plan, metric: Entry, images: str) -> Task:
@@ -348,7 +523,11 @@ def embedded(plan: Plan, metric: Entry, images: str) -> Task:
         kind="embed",
         plugin="embedder",
         version=EMBEDDER_VERSION,
-        fields={"embedder": metric.method.embedder, "identity": metric.method.embedded_by()},
+        fields=plan.once(
+            (metric,),
+            ("embedder",),
+            lambda: {"embedder": metric.method.embedder, "identity": metric.method.embedded_by()},
+        ),
         base=plan.base,
         parents={"images": images},
         label=f"features of {plan.tasks[images].label}",

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmark.artifacts import SCORES
-from benchmark.config import Entry
+from benchmark.entries import Entry
 from benchmark.plan import Cell, Plan
 from benchmark.store import Store
 
@@ -18,7 +20,9 @@ def rows(plan: Plan, store: Store, failed: dict[str, str], skipped: dict[str, st
         meta = store.meta(key) if store.has(key) else {}
         status = "ok" if meta else "failed" if key in failed else "skipped" if key in skipped else "missing"
         row = {"key": key, "kind": task.kind, "label": task.label, "status": status, "planned_passes": task.passes}
-        row |= meta.get("cost", {}) | {"flags": ";".join(meta.get("flags", []))}
+        cost = meta.get("cost", {})
+        spent = {"passes": cost["unet_forward"] + 2 * cost.get("unet_backward", 0)} if "unet_forward" in cost else {}
+        row |= cost | spent | {"flags": ";".join(meta.get("flags", []))}
         found.append(row | {"reason": skipped.get(key) or failed.get(key, "").strip().rpartition("\n")[2]})
     return found
 
@@ -37,21 +41,31 @@ def identify(plan: Plan, cell: Cell) -> dict[str, Any]:
 
 
 def scores(plan: Plan, store: Store) -> pd.DataFrame:
-    """One row for each cell, metric and image."""
-    cache: dict[str, pd.DataFrame] = {}
-    frames = []
+    """One row for each cell, metric and image. Each file is read once, however many cells share it."""
+    read: dict[str, pa.Table] = {}
+    heads, parts = [], []
     for cell in plan.cells:
         for (metric, split), key in cell.scores.items():
-            if not store.has(key) or is_distance(plan, key):
+            if is_distance(plan, key) or not store.has(key):
                 continue
-            if key not in cache:
-                table = pq.read_table(store.path(key) / SCORES, columns=["prompt_id", "number", "value"])
-                cache[key] = table.to_pandas().rename(columns={"number": "image"})
+            if key not in read:
+                read[key] = table(store, key, ["prompt_id", "number", "value"])
+            parts.append(read[key])
             more = {"split": split, "metric": metric, "identity": store.meta(key)["identity"]}
-            frames.append(cache[key].assign(**identify(plan, cell), **more))
+            heads.append(identify(plan, cell) | more)
     columns = ["model", "scenario", "concept", "defense", "attack", "budget", "seed"]
     columns += ["split", "metric", "identity", "prompt_id", "image", "value"]
-    return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
+    if not heads:
+        return pd.DataFrame(columns=columns)
+    rows = pa.concat_tables(parts, promote_options="permissive").to_pandas().rename(columns={"number": "image"})
+    which = np.repeat(np.arange(len(heads)), [len(part) for part in parts])
+    named = pd.DataFrame(heads).take(which).reset_index(drop=True)
+    return pd.concat([named, rows], axis=1)[columns]
+
+
+def table(store: Store, key: str, columns: list[str] | None = None) -> pa.Table:
+    """The numbers of a score task."""
+    return pq.ParquetFile(store.path(key) / SCORES).read(columns, use_threads=False)
 
 
 def is_distance(plan: Plan, key: str) -> bool:
@@ -65,32 +79,47 @@ def distances(plan: Plan, store: Store) -> pd.DataFrame:
     for cell in plan.cells:
         for (metric, split), key in cell.scores.items():
             if store.has(key) and is_distance(plan, key):
-                meta, numbers = store.meta(key), pq.read_table(store.path(key) / SCORES).to_pylist()[0]
+                meta, numbers = store.meta(key), table(store, key).to_pylist()[0]
                 name = metric if split == "safe" else f"{metric}_{split}"
                 row = {"metric": name, "identity": meta["identity"], "n": meta["n"]}
+                row["flag"] = ";".join(meta.get("flags", []))
                 found.append(identify(plan, cell) | row | {c: numbers.get(c) for c in ("value", "ci_low", "ci_high")})
     columns = ["model", "scenario", "concept", "defense", "attack", "budget", "seed"]
-    return pd.DataFrame(found, columns=[*columns, "metric", "identity", "value", "ci_low", "ci_high", "n"])
+    return pd.DataFrame(found, columns=[*columns, "metric", "identity", "value", "ci_low", "ci_high", "n", "flag"])
 
 
 def cells(plan: Plan, store: Store, failed: dict[str, str], skipped: dict[str, str]) -> pd.DataFrame:
-    """One row for each planned cell, with what became of its tasks; skipped cells with their reasons."""
+    """One row for each planned cell, with what became of its tasks; skipped cells with their reasons.
+
+    A cell of which some results are there and none failed is `partial`.
+    """
     found = []
+    rates = {cell.concept.name: calibrated(plan, cell) for cell in plan.cells}
     for cell in plan.cells:
         keys = [cell.images["concept"], *cell.scores.values()]
-        broken = [k for k in keys if not store.has(k)]
+        broken = sorted((k for k in keys if not store.has(k)), key=lambda k: k not in skipped and k not in failed)
         reasons = [skipped.get(k) or failed.get(k, "not run yet").strip().rpartition("\n")[2] for k in broken]
-        status = "failed" if broken else "ok"
+        lost = len(broken) == len(keys) or any(k in skipped or k in failed for k in broken)
+        status = "failed" if lost else "partial" if broken else "ok"
         found.append(
             identify(plan, cell)
             | {"kind": cell.kind, "status": status, "reason": reasons[0] if reasons else ""}
             | {"expected": cell.expected, "key": cell.images["concept"]}
+            | rates[cell.concept.name]
         )
     for skip in plan.skipped:
         empty = {"budget": 0, "seed": 0, "kind": "none", "expected": 0, "key": ""}
         named = {"concept": skip.concept, "defense": skip.defense, "attack": skip.attack, "reason": skip.reason}
         found.append({"model": plan.config.raw.model, "scenario": skip.scenario, **named, "status": "skipped", **empty})
     return pd.DataFrame(found)
+
+
+def calibrated(plan: Plan, cell: Cell) -> dict[str, float | None]:
+    """The judge's true and false positive rate for the cell's concept, where it has a calibration card."""
+    judges = [metric.method for metric in plan.config.metrics if metric.label == "presence"]
+    found = judges[0].for_card(cell.concept).calibration(cell.concept) if judges else None
+    tpr, fpr = found or (None, None)
+    return {"judge_tpr": tpr, "judge_fpr": fpr}
 
 
 def costs(plan: Plan, store: Store) -> pd.DataFrame:

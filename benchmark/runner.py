@@ -10,11 +10,11 @@ import logging
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from benchmark import stages
 from benchmark.executors import local
-from benchmark.executors.limits import TimeLimitError, limited, smaller
+from benchmark.executors.limits import TimeLimitError, limited, out_of_memory, smaller
 from benchmark.plan import Plan
 from benchmark.stages import Bench
 from benchmark.task import Task
@@ -26,7 +26,7 @@ class Events(Protocol):
     """What the runner tells whoever watches."""
 
     def started(self, task: Task) -> None:
-        """A task begins."""
+        """A task begins, or is at hand again: several may run at once."""
 
     def step(self, *, step: int, total: int, loss: float) -> None:
         """The task at hand moved on."""
@@ -45,73 +45,113 @@ class Outcome:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-Executor = Callable[..., None]
+What = Literal["ran", "found", "failed", "skipped", "locked"]
 BATCHED = ("generate", "embed", "score")  # the stages that read the batch: defenses and attacks have their own
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What came of one attempt at a task; `locked`: another process is at it; `memory`: it failed for want of it."""
+
+    what: What
+    trace: str = ""
+    memory: bool = False
+
+
+@dataclass
+class Run:
+    """A plan on its way into the store: what is settled, and how. An executor brings every task to `settle`."""
+
+    plan: Plan
+    bench: Bench
+    events: Events
+    outcome: Outcome = field(default_factory=Outcome)
+    settled: set[str] = field(default_factory=set)
+    asked: set[str] = field(default_factory=set)
+
+    def work(self, task: Task) -> bool:
+        """Settle a task in this process; False when another run computes it or what it needs."""
+        if self.look(task):
+            return True
+        if any(parent not in self.settled for parent in task.parents.values()):
+            return False
+        tried = attempt(task, self.bench, self.events)
+        if tried.what == "locked":
+            self.locked(task)
+        else:
+            self.settle(task, tried.what, tried.trace)
+        return task.key in self.settled
+
+    def look(self, task: Task) -> bool:
+        """Settle a task that needs no work: it is in the store, or something that it needs is not to be had."""
+        if self.bench.store.has(task.key):
+            self.settle(task, "found")
+        elif reason := self.blocked(task):
+            self.settle(task, "skipped", reason)
+        return task.key in self.settled
+
+    def blocked(self, task: Task) -> str:
+        """Why a task cannot run: a parent that failed or was itself skipped."""
+        for role, parent in task.required.items():
+            if parent in self.outcome.failed or parent in self.outcome.skipped:
+                return f"its {role} did not finish: {self.plan.tasks[parent].label}"
+        return ""
+
+    def settle(self, task: Task, what: What, why: str = "") -> None:
+        """Note what became of a task, with its traceback or the reason."""
+        if what == "ran":
+            self.outcome.ran.append(task.key)
+        elif what == "found":
+            self.outcome.found.append(task.key)
+        elif what == "failed":
+            self.outcome.failed[task.key] = why
+            log.warning("failed: %s", task.label)
+        else:
+            self.outcome.skipped[task.key] = why
+        self.settled.add(task.key)
+        self.events.finished(task, what)
+
+    def locked(self, task: Task) -> None:
+        """Say once that another run is at a task."""
+        if task.key not in self.asked:
+            who = self.bench.store.locker(task.key)
+            log.warning("another run (process %s) computes %s: going on, or waiting for it", who, task.label)
+            self.asked.add(task.key)
+
+
+Executor = Callable[[Run], None]
 
 
 def run(plan: Plan, bench: Bench, events: Events, executor: Executor = local.execute) -> Outcome:
     """Bring every task of the plan into the store, as far as it can be; `limits.each_task` bounds each one's time.
 
     Args:
-        executor: calls `work` on every task until it says that the task is settled.
+        executor: brings every task of a run to `Run.settle`.
 
     Raises:
         FolderError: the store cannot be written.
+        DataError: a metric lacks its weights, or does not fit the card; nothing was run.
     """
-    outcome, settled, asked = Outcome(), set[str](), set[str]()
-
-    def work(task: Task) -> bool:
-        """Settle a task; False when another run computes it or what it needs."""
-        if bench.store.has(task.key):
-            outcome.found.append(task.key)
-            events.finished(task, "found")
-        elif reason := blocked(task, plan, outcome):
-            outcome.skipped[task.key] = reason
-            events.finished(task, "skipped")
-        elif any(parent not in settled for parent in task.parents.values()):
-            return False
-        elif not attempt(task, bench, events, outcome):
-            if task.key not in asked:
-                who = bench.store.locker(task.key)
-                log.warning("another run (process %s) computes %s: going on, or waiting for it", who, task.label)
-                asked.add(task.key)
-            return False
-        settled.add(task.key)
-        return True
-
+    stages.check(task for key, task in plan.tasks.items() if task.kind == "score" and not bench.store.has(key))
+    found = Run(plan, bench, events)
     with bench.store.using():
-        executor(plan.tasks.values(), work)
-    return outcome
+        executor(found)
+    return found.outcome
 
 
-def blocked(task: Task, plan: Plan, outcome: Outcome) -> str:
-    """Why a task cannot run: a parent that failed or was itself skipped."""
-    for role, parent in task.parents.items():
-        if parent in outcome.failed or parent in outcome.skipped:
-            return f"its {role} did not finish: {plan.tasks[parent].label}"
-    return ""
-
-
-def attempt(task: Task, bench: Bench, events: Events, outcome: Outcome) -> bool:
-    """Run one task and keep its result or its traceback; False when another process holds its lock."""
+def attempt(task: Task, bench: Bench, events: Events) -> Attempt:
+    """Run one task and put its result, unless another process holds its lock."""
     try:
         with bench.store.lock(task.key) as ours:
             if not ours:
-                return False
+                return Attempt("locked")
             if bench.store.has(task.key):  # finished by another run since we looked
-                outcome.found.append(task.key)
-                events.finished(task, "found")
-                return True
+                return Attempt("found")
             events.started(task)
             compute(task, bench, events)
-    except (Exception, TimeLimitError):
-        outcome.failed[task.key] = traceback.format_exc()
-        log.warning("failed: %s", task.label)
-        events.finished(task, "failed")
-    else:
-        outcome.ran.append(task.key)
-        events.finished(task, "ran")
-    return True
+    except (Exception, TimeLimitError) as error:
+        return Attempt("failed", traceback.format_exc(), out_of_memory(error))
+    return Attempt("ran")
 
 
 def compute(task: Task, bench: Bench, events: Events) -> None:

@@ -6,13 +6,14 @@ Each runs one task and returns what to write and what to note beside it. Randomn
 import csv
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial, reduce
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import TypeAdapter
 from torch import Generator, Tensor
@@ -23,6 +24,7 @@ from benchmark.artifacts import (
     load_features,
     load_images,
     load_snapshot,
+    load_values,
     save_delta,
     save_features,
     save_images,
@@ -31,45 +33,61 @@ from benchmark.artifacts import (
     save_snapshot,
 )
 from benchmark.diffusion import Model
-from benchmark.errors import PluginError
+from benchmark.errors import DataError, PluginError, StoreError, TiterError
 from benchmark.executors.limits import out_of_memory
+from benchmark.executors.resident import Resident
 from benchmark.flags import flags_of
 from benchmark.generate import Begin, generate
 from benchmark.mini.subjects import background_of
 from benchmark.mini.subjects import draw as draw_subject
 from benchmark.models import load
+from benchmark.prompts.pictures import squares
 from benchmark.registry import PluginKind, find
 from benchmark.safety import allowed
 from benchmark.seeds import image_seed, task_seed
 from benchmark.store import Store
-from benchmark.task import Task
+from benchmark.task import Task, drawing
 from benchmark.types import PROMPT, Budget, Delta, Examples, Prompt, Report, Snapshot
 from metrics.embedders import embed as embed_images
 
 Write = Callable[[Path], None]
+HELD = 2**31  # bytes of images held in memory
 
 
 @dataclass
 class Bench:
-    """What a worker holds: the base, the store, and how many images fit in a batch. Nothing here enters a key."""
+    """What a worker holds: the base, the store, and how many images fit in a batch. Nothing here enters a key.
+
+    With `save_flagged` the images of an NSFW suite are written to the store; else they are `held` in memory, as long
+    as there is room for them.
+    """
 
     folder: Path
     store: Store
     device: str = "cpu"
     batch: int = 64
+    save_flagged: bool = False
+    held: dict[str, Gallery] = field(default_factory=dict)
 
     @cached_property
     def base(self) -> Model:
         """The undefended model, loaded once."""
         return load(self.folder, device=self.device)
 
+    @cached_property
+    def resident(self) -> Resident:
+        """The base, and a copy of it on which deltas are swapped."""
+        return Resident(self.base)
+
     def model_for(self, task: Task) -> Model:
-        """The base with the parents' changes: defended, then attacked up to the task's budget."""
-        deltas = [load_delta(self.store.path(key)) for key in self.lineage(task)]
-        snapshot = self.snapshot(task)
-        base = replace(self.base, precision=task.precision)
-        model = base.with_delta(*deltas, snapshot.delta) if deltas or snapshot.steps else base
-        return model.with_tokens(snapshot.tokens) if snapshot.tokens else model
+        """The base with the parents' changes, until the next call: defended, then attacked up to the task's budget."""
+        layers = {key: partial(load_delta, self.store.path(key)) for key in self.lineage(task)}
+        snapshots = self.snapshots(task)
+        at = f"{task.parents.get('attack')}@{task.fields.get('budget', task.fields.get('start'))}"
+        layers |= {f"{at}#{i}": partial(getattr, snapshot, "delta") for i, snapshot in enumerate(snapshots)}
+        model = replace(self.resident.wear(layers) if layers else self.base, precision=task.precision)
+        tokens = {word: vector for snapshot in snapshots for word, vector in snapshot.tokens.items()}
+        return model.with_tokens(tokens) if tokens else model
 
     def lineage(self, task: Task) -> list[str]:
         """Keys of the defenses under a task, the first trained first: a composed one was trained on another."""
@@ -79,32 +97,66 @@ class Bench:
             key = self.store.meta(key)["identity_of"]["parents"].get("defense")
         return keys
 
-    def snapshot(self, task: Task) -> Snapshot:
-        """What the attack had at the task's budget; nothing at all without an attack.
+    def snapshots(self, task: Task) -> list[Snapshot]:
+        """What the attacks under a task had when it begins, the first attack first.
+
+        An image task reads its attack's at its budget; a prompt attack that follows a weight attack reads that one's
+        at its start.
 
         Raises:
-            PluginError: the attack stopped before it.
+            PluginError: an attack stopped before.
+            StoreError: it was deleted, as an NSFW suite's are once its images are scored.
         """
-        if "attack" not in task.parents:
-            return Snapshot(steps=0)
-        key, steps = task.parents["attack"], task.fields["budget"]
-        folder = self.store.path(key) / snapshot_name(steps)
-        if not folder.is_dir():
-            why = self.store.meta(key).get("stopped", "it has no such snapshot")
-            raise PluginError(f"expected a snapshot at {steps} steps, got an attack that stopped before: {why}")
-        return load_snapshot(folder)
+        found = list[Snapshot]()
+        key, steps = task.parents.get("attack"), task.fields.get("budget", task.fields.get("start"))
+        while key:
+            meta, folder = self.store.meta(key), self.store.path(key) / snapshot_name(steps)
+            if not folder.is_dir():
+                if meta.get("withheld") and str(steps) in meta["budgets"]:
+                    raise StoreError(
+                        f"expected the snapshot at {steps} steps of {key}, got one that was deleted once its images "
+                        "were scored: give --keep-attacks to the run that computes it."
+                    )
+                why = meta.get("stopped", "it has no such snapshot")
+                raise PluginError(f"expected a snapshot at {steps} steps, got an attack that stopped before: {why}")
+            found.insert(0, load_snapshot(folder))
+            key, steps = meta["identity_of"]["parents"].get("attack"), meta["identity_of"]["fields"].get("start")
+        return found
 
     def examples(self, task: Task) -> dict[str, Examples]:
         """The training images among a task's parents, by role."""
         roles = {role: key for role, key in task.parents.items() if role in ("concept", "safe", "benign")}
-        galleries = {role: load_images(self.store.path(key)) for role, key in roles.items()}
+        galleries = {role: self.gallery(key) for role, key in roles.items()}
         return {role: Examples(images=g.images.to(self.device), captions=g.prompts) for role, g in galleries.items()}
+
+    def gallery(self, key: str) -> Gallery:
+        """The images of a finished task: from the store, or, where they are not kept, from memory or drawn again."""
+        if key not in self.held:
+            meta = self.store.meta(key)
+            if not meta.get("withheld"):
+                return load_images(self.store.path(key))
+            found, _ = sampled(drawing(meta["identity_of"]), self, lambda *, step, total, loss: None)
+            self.hold(key, found)
+        self.held[key] = self.held.pop(key)  # the last one asked for goes last
+        return self.held[key]
+
+    def hold(self, key: str, gallery: Gallery) -> None:
+        """Keep images in memory; those that were asked for longest ago go when there are too many."""
+        self.held[key] = gallery
+        while len(self.held) > 1 and sum(g.images.nbytes for g in self.held.values()) > HELD:
+            del self.held[next(iter(self.held))]
 
 
 def run(task: Task, bench: Bench, report: Report) -> tuple[Write, dict[str, Any]]:
     """Run a task with the stage of its kind."""
     stage = {"defend": defend, "attack": attack, "generate": draw, "embed": embed, "score": score}[task.kind]
-    return stage(task, bench, report)
+    if task.kind not in ("defend", "attack") and "begin" not in task.fields:
+        return stage(task, bench, report)
+    bench.resident.drop()  # a method gets a copy of its own, and its peak of memory is its own, too
+    try:
+        return stage(task, bench, report)
+    finally:
+        bench.resident.drop()
 
 
 def snapshot_name(steps: int) -> str:
@@ -115,7 +167,30 @@ def snapshot_name(steps: int) -> str:
 def build(kind: PluginKind, task: Task, *extra: str) -> Any:
     """The method of a task, from its fields; `extra` are fields that the plan added."""
     cls = find(kind, task.plugin)
-    return TypeAdapter(cls).validate_python({k: v for k, v in task.fields.items() if k not in extra})
+    return TypeAdapter(cls).validate_python({k: v for k, v in {**task.fields, **task.places}.items() if k not in extra})
+
+
+def check(tasks: Iterable[Task]) -> None:
+    """Have at hand what the metrics among `tasks` need, before any is run.
+
+    Raises:
+        DataError: weights are missing, or a metric does not fit the card or the prompts.
+    """
+    seen = set()
+    for task in tasks:
+        prompts = {prompt.label: prompt for prompt in task.prompts}
+        card = task.concept.name if task.concept else None
+        asked = repr((task.plugin, task.fields, task.places, card, sorted(map(str, prompts))))
+        if task.kind != "score" or asked in seen:
+            continue
+        seen.add(asked)
+        try:
+            build("metric", task, "identity").check(task.concept, tuple(prompts.values()))
+        except TiterError:
+            raise
+        except Exception as error:  # of another's metric, or of the libraries that look for weights
+            known = isinstance(error, FileNotFoundError | ValueError)
+            raise DataError(str(error) if known else f"expected {task.plugin} to be ready, got {error!r}.") from error
 
 
 def generator(task: Task) -> Generator:
@@ -186,7 +261,8 @@ def attack(task: Task, bench: Bench, report: Report) -> tuple[Write, dict[str, A
 
     An attack that raises after its first snapshot keeps what it has; larger budgets fail with its reason.
     """
-    method, losses = build("attack", task, "budgets"), Losses(report, limit=max(task.fields["budgets"]))
+    losses = Losses(report, limit=max(task.fields["budgets"]))
+    method, choice = chosen(task, bench.store)
     assert task.concept is not None
     model, data, budgets = bench.model_for(task), bench.examples(task), list(task.fields["budgets"])
     meter, started, taken = model.meter, time.monotonic(), list[tuple[Snapshot, Budget]]()
@@ -217,7 +293,32 @@ def attack(task: Task, bench: Bench, report: Report) -> tuple[Write, dict[str, A
 
     spent_by = {str(budget.steps): asdict(budget) for _, budget in taken}
     flags = flags_of(taken[-1][0], losses.rows) + ["stopped early"] * bool(why)
-    return write, {"cost": cost, "budgets": spent_by, "flags": flags, "stopped": why}
+    return write, {"cost": cost, "budgets": spent_by, "flags": flags, "stopped": why, **choice}
+
+
+def chosen(task: Task, store: Store) -> tuple[Any, dict[str, Any]]:
+    """The method of an attack task, and for a tuned one what it chose: the settings that the judge saw most after.
+
+    A trial's worth is its presence on the development concept, averaged over the budgets; the first of equals wins.
+
+    Raises:
+        PluginError: every trial failed.
+    """
+    if "trials" not in task.fields:
+        return build("attack", task, "budgets", "start"), {}
+    settings, budgets = task.fields["trials"], task.fields["budgets"]
+    worth = list[float | None]()
+    for number in range(len(settings)):
+        keys = [task.parents[f"trial{number}@{budget}"] for budget in budgets]
+        values = [np.mean(load_values(store.path(key))) for key in keys if store.has(key)]
+        worth.append(float(np.mean(values)) if len(values) == len(keys) else None)
+    known = [value for value in worth if value is not None]
+    if not known:
+        raise PluginError(f"expected a trial of {task.plugin} that finishes, got none of {len(worth)}: lower lr.")
+    best = worth.index(max(known))
+    method = TypeAdapter(find("attack", task.plugin)).validate_python(settings[best])
+    varied = {name for other in settings for name in other if other[name] != settings[0][name]}
+    return method, {"chosen": {name: settings[best][name] for name in sorted(varied)}, "trials": worth}
 
 
 def permitted(snapshot: Snapshot, task: Task) -> Snapshot:
@@ -251,14 +352,26 @@ def check_finite(delta: Delta, task: Task) -> None:
 
 
 def draw(task: Task, bench: Bench, report: Report) -> tuple[Write, dict[str, Any]]:
-    """Draw images with the defended, attacked or undefended model, or a subject by code."""
+    """Draw images with the defended, attacked or undefended model, or a subject by code; or read the user's own."""
     if task.plugin == "subject":
         return portray(task, report)
+    if task.plugin == "folder":
+        return photograph(task, bench, report)
+    gallery, cost = sampled(task, bench, report)
+    meta = {"cost": cost, "images": len(gallery.seeds), "flags": []}
+    if task.is_private and not bench.save_flagged:
+        bench.hold(task.key, gallery)
+        return lambda folder: None, {**meta, "withheld": True}
+    return lambda folder: save_images(folder, gallery), meta
+
+
+def sampled(task: Task, bench: Bench, report: Report) -> tuple[Gallery, dict[str, Any]]:
+    """The images that the model draws for a task, and what they cost."""
     model, f = bench.model_for(task), task.fields
     with measured(model) as cost:
         gallery = generate(
             model,
-            asked(task.prompts, bench.snapshot(task).prompts),
+            reduce(asked, (snapshot.prompts for snapshot in bench.snapshots(task)), list(task.prompts)),
             images=f["images"],
             steps=f["steps"],
             guidance=f["guidance"],
@@ -267,7 +380,7 @@ def draw(task: Task, bench: Bench, report: Report) -> tuple[Write, dict[str, Any
             report=report,
             begin=beginning(task, model, bench.base),
         )
-    return lambda folder: save_images(folder, gallery), {"cost": cost, "images": len(gallery.seeds), "flags": []}
+    return gallery, cost
 
 
 def portray(task: Task, report: Report) -> tuple[Write, dict[str, Any]]:
@@ -287,6 +400,23 @@ def portray(task: Task, report: Report) -> tuple[Write, dict[str, Any]]:
     return lambda folder: save_images(folder, gallery), {"cost": cost, "images": len(wanted), "flags": []}
 
 
+def photograph(task: Task, bench: Bench, report: Report) -> tuple[Write, dict[str, Any]]:
+    """The user's own images, cut to the size of what the model draws."""
+    started, paths = time.monotonic(), [picture.path for picture in task.pictures]
+    side = bench.base.latent_shape[-1] * 2 ** (len(bench.base.vae.config.block_out_channels) - 1)
+    pixels = squares(paths, [picture.sha256 for picture in task.pictures], side)
+    report(step=len(paths), total=len(paths), loss=math.nan)
+    gallery = Gallery(
+        images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
+        prompt_ids=tuple(Prompt(text=p.caption, split=p.split).id for p in task.pictures),
+        prompts=tuple(p.caption for p in task.pictures),
+        numbers=tuple(range(len(paths))),
+        seeds=(0,) * len(paths),
+    )
+    cost = {"seconds": round(time.monotonic() - started, 3)}
+    return lambda folder: save_images(folder, gallery), {"cost": cost, "images": len(paths), "flags": []}
+
+
 def asked(prompts: Sequence[Prompt], found: Sequence[str]) -> list[Prompt]:
     """The prompts as an attack words them: number i takes found text i modulo their count."""
     if not found:
@@ -301,9 +431,9 @@ def beginning(task: Task, model: Model, base: Model) -> Begin | None:
     f = task.fields
     method = TypeAdapter(find("attack", f["begin"]["use"])).validate_python(f["begin"]["fields"])
 
-    def begin(z_T: Tensor, text: Tensor, null: Tensor) -> tuple[Tensor, int]:
+    def begin(z_T: Tensor, text: Tensor, null: Tensor, scale: float) -> tuple[Tensor, int]:
         found: tuple[Tensor, int] = method.begin(
-            model, base, z_T, text, null, budget=f["budget"], steps=f["steps"], scale=f["guidance"]
+            model, base, z_T, text, null, budget=f["budget"], steps=f["steps"], scale=scale
         )
         return found
 
@@ -312,7 +442,7 @@ def beginning(task: Task, model: Model, base: Model) -> Begin | None:
 
 def embed(task: Task, bench: Bench, report: Report) -> tuple[Write, dict[str, Any]]:
     """One vector for each image, for all distances that read the same embedder."""
-    gallery, started = load_images(bench.store.path(task.parents["images"])), time.monotonic()
+    gallery, started = bench.gallery(task.parents["images"]), time.monotonic()
     parts = []
     for part in gallery.images.split(bench.batch):
         parts.append(embed_images(task.fields["embedder"], part.float() / 255))
@@ -341,17 +471,20 @@ def distance(metric: Any, task: Task, bench: Bench, report: Report) -> tuple[Wri
 
 def score_images(metric: Any, task: Task, bench: Bench, report: Report) -> tuple[Write, dict[str, Any]]:
     """Score images. An image on which the metric raises is missing, never safe, and the reason is kept."""
-    gallery = load_images(bench.store.path(task.parents["images"]))
+    gallery = bench.gallery(task.parents["images"])
     by_id = {prompt.id: prompt for prompt in task.prompts}
     prompts = [by_id[prompt_id] for prompt_id in gallery.prompt_ids]
-    against = paired(gallery, bench.store, task) if metric.per == "pair" else None
+    against = paired(gallery, bench, task) if metric.per == "pair" else None
+    beside: Any = task.concept
+    if metric.per == "reference":
+        beside = bench.gallery(task.parents["reference"]).images.float() / 255
     started = time.monotonic()
     columns: dict[str, list[float]] = {}
     faults: list[str] = []
     for start in range(0, len(prompts), bench.batch):
         part = slice(start, start + bench.batch)
         images = gallery.images[part].float() / 255
-        other = task.concept if against is None else against[part].float() / 255
+        other = beside if against is None else against[part].float() / 255
         for name, values in scored(metric, images, prompts[part], other, faults).items():
             columns.setdefault(name, [math.nan] * start).extend(values)
         report(step=min(start + bench.batch, len(prompts)), total=len(prompts), loss=math.nan)
@@ -365,9 +498,9 @@ def score_images(metric: Any, task: Task, bench: Bench, report: Report) -> tuple
     return lambda folder: save_scores(folder, gallery, filled), {**meta, "flags": ["metric raised"] * bool(faults)}
 
 
-def paired(gallery: Gallery, store: Store, task: Task) -> Tensor:
+def paired(gallery: Gallery, bench: Bench, task: Task) -> Tensor:
     """The reference's image of the same prompt and number, for each image."""
-    reference = load_images(store.path(task.parents["reference"]))
+    reference = bench.gallery(task.parents["reference"])
     at = {pair: i for i, pair in enumerate(zip(reference.prompt_ids, reference.numbers, strict=True))}
     return reference.images[[at[pair] for pair in zip(gallery.prompt_ids, gallery.numbers, strict=True)]]
 
@@ -384,7 +517,7 @@ def columns_of(found: Any, count: int) -> dict[str, list[float]]:
 def scored(metric: Any, images: Tensor, prompts: Any, other: Any, faults: list[str]) -> dict[str, list[float]]:
     """Columns of a batch; if the batch fails, image by image, with NaN where it fails again.
 
-    `other` is the concept card, or the reference images of a paired metric.
+    `other` is the concept card, the reference image of each image, or all reference images.
     """
     try:
         return columns_of(metric.score(images, prompts, other), len(images))
@@ -395,7 +528,7 @@ def scored(metric: Any, images: Tensor, prompts: Any, other: Any, faults: list[s
             faults.append(repr(error))
             return {"value": [math.nan]}
     alone = [slice(i, i + 1) for i in range(len(images))]
-    is_paired = isinstance(other, Tensor)
+    is_paired = metric.per == "pair"
     single = [scored(metric, images[i], prompts[i], other[i] if is_paired else other, faults) for i in alone]
     names = {name for row in single for name in row}
     return {name: [row.get(name, [math.nan])[0] for row in single] for name in names}

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-Split = Literal["concept", "retained", "safe", "attacker", "defender", "prior", "benign"]
+Split = Literal["concept", "retained", "cross", "safe", "attacker", "defender", "prior", "benign"]
 Scenario = Literal["relearn", "personalize"]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,21 +24,44 @@ class Prompt:
     """One prompt, what a judge should see in its images (`label`, if anything), and what it is for.
 
     A prompt that an attack has reworded keeps the original text as its `source`, and with it the seeds of its images.
+    A row of a published set may have the `seed` of its first image, and a `guidance` of its own.
     """
 
     text: str
     split: Split
     label: str | None = None
     source: str | None = None
+    seed: int | None = None
+    guidance: float | None = None
 
     @property
     def id(self) -> str:
-        """Twelve hex digits of the original text's hash: the same prompt has the same image seeds everywhere."""
-        return hashlib.sha256((self.source or self.text).encode()).hexdigest()[:12]
+        """Twelve hex digits of the original text's hash: the same prompt has the same image seeds everywhere.
+
+        A seed and a guidance of its own enter the hash: a set may ask for one text with many seeds.
+        """
+        own = [f"{name}={value}" for name, value in self.own.items()]
+        return hashlib.sha256("\n".join([self.source or self.text, *own]).encode()).hexdigest()[:12]
+
+    @property
+    def own(self) -> dict[str, int | float]:
+        """The seed and the guidance, if it has them."""
+        both = {"seed": self.seed, "guidance": self.guidance}
+        return {name: value for name, value in both.items() if value is not None}
 
     def reworded(self, text: str) -> Prompt:
         """This prompt in other words."""
         return self if text == self.text else replace(self, text=text, source=self.source or self.text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A real image of the user's: where it is, the SHA-256 of its file, its caption, and what it is for."""
+
+    path: str
+    sha256: str
+    caption: str
+    split: Split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +78,12 @@ class Concept:
         kind: object, style or nsfw.
         scenario: relearn (the base knows it) or personalize (the attack teaches it).
         prompts: all prompts by split; the splits share no text.
+        pictures: real images for training, or to measure distances to.
         labels: what a zero-shot judge chooses from, label to description; `ELSE` is the way out.
+        cross_labels: the same of the other domain, for prompts of the split `cross`: styles for an object, objects
+            for a style (UnlearnCanvas' CRA). Such prompts may be those of the split `retained` again.
+        judges: who judges, by place (`primary`, `second`), where a metric names none; see `metrics.judges`.
+        classes: for judges that are classifiers: the classes, by name or number, that count as a label.
     """
 
     name: str
@@ -64,6 +92,10 @@ class Concept:
     scenario: Scenario = "relearn"
     prompts: tuple[Prompt, ...]
     labels: Mapping[str, str]
+    cross_labels: Mapping[str, str] = field(default_factory=dict)
+    judges: Mapping[str, str] = field(default_factory=dict)
+    classes: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
+    pictures: tuple[Picture, ...] = ()
     wordings: tuple[str, ...] = ()
     paraphrases: tuple[str, ...] = ()
     subject: str = ""
@@ -72,6 +104,14 @@ class Concept:
     def of(self, split: Split) -> tuple[Prompt, ...]:
         """The prompts of one split, in the card's order."""
         return tuple(prompt for prompt in self.prompts if prompt.split == split)
+
+    def judged_on(self, split: Split) -> Concept:
+        """What a judge of a split's images reads: on `cross` the labels are those of the other domain."""
+        return replace(self, labels=self.cross_labels) if split == "cross" else self
+
+    def pictured(self, split: Split) -> tuple[Picture, ...]:
+        """The real images of one split, in their table's order."""
+        return tuple(picture for picture in self.pictures if picture.split == split)
 
 
 ELSE = "something else"
@@ -94,7 +134,7 @@ class Delta:
     """The difference between a model and its base.
 
     Attributes:
-        dense: float32 differences by parameter name, `unet.…`, `vae.…` or `text_encoder.…`.
+        dense: float32 differences by parameter name, `unet.…`, `vae.…`, `text_encoder.…` or `text_encoder_2.…`.
         low_rank: adapters by module name: `down (r, in)` and `up (out, r)`, applied as `up @ down` (scale folded in).
     """
 
@@ -114,7 +154,7 @@ class Snapshot:
 
     Attributes:
         delta: change of the attacked model's weights.
-        tokens: learned words, each a vector `(D,)` of the text encoder's token table.
+        tokens: learned words, each a vector `(D,)` of the text encoder's token table, of both side by side for two.
         prompts: found texts. Evaluation prompt i is replaced by number i modulo their count, where `PROMPT` stands
             for its own words; none leaves the prompts as they are.
     """

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from benchmark.task import Task
@@ -22,6 +22,7 @@ SHOWN: tuple[str, ...] = (
     "retained_accuracy",
 )
 SHOWN += ("clip_score", "status")
+ROWS = 8  # tasks that are shown at once
 
 
 def weight(task: Task) -> int:
@@ -30,16 +31,18 @@ def weight(task: Task) -> int:
 
 
 class Bars:
-    """Two bars: the whole run, weighed by cost, and the task at hand. Without a terminal, a line for each task."""
+    """A bar for the whole run, weighed by cost, and one for each task that runs. Without a terminal, a line a task."""
 
     def __init__(self, console: Console, left: Sequence[Task]) -> None:
         self.console, self.count, self.done = console, len(left), 0
-        self.waiting = {task.key for task in left}
+        self.waiting = {task.key: weight(task) for task in left}
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
         self.progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
-        self.whole = self.progress.add_task("all", total=sum(weight(task) for task in left) or 1)
-        self.one = self.progress.add_task("", total=1, visible=False)
-        self.at, self.before = 0, 0.0
+        self.whole = self.progress.add_task("all", total=sum(self.waiting.values()) or 1)
+        self.ended, self.at = 0, ""
+        self.rows: dict[str, TaskID] = {}
+        self.names: dict[str, str] = {}
+        self.parts: dict[str, float] = {}  # of the tasks that run, how much of their weight is done
 
     def __enter__(self) -> "Bars":
         if self.console.is_terminal:
@@ -50,26 +53,43 @@ class Bars:
         self.progress.stop()
 
     def started(self, task: Task) -> None:
-        """A task begins."""
-        self.at, self.before = weight(task), self.progress.tasks[0].completed
-        self.progress.reset(self.one, description=escape(f"{task.kind} {task.label}"), total=None, visible=True)
-        self.progress.update(self.whole, description=f"all {self.done}/{self.count}")
+        """A task begins, or is at hand again."""
+        self.at = task.key
+        if task.key not in self.rows:
+            self.names[task.key] = escape(f"{task.kind} {task.label}")
+            few = len(self.rows) < ROWS
+            self.rows[task.key] = self.progress.add_task(self.names[task.key], total=None, visible=few)
+            self.show()
 
     def step(self, *, step: int, total: int, loss: float) -> None:
         """The task at hand moved on."""
+        if self.at not in self.rows:
+            return
         text = "" if math.isnan(loss) else f"  loss {loss:.4f}"
-        name = self.progress.tasks[1].description.partition("  loss ")[0]
-        self.progress.update(self.one, completed=step, total=total, description=name + text)
-        self.progress.update(self.whole, completed=self.before + self.at * step / max(total, 1))
+        self.progress.update(self.rows[self.at], completed=step, total=total, description=self.names[self.at] + text)
+        self.parts[self.at] = self.waiting.get(self.at, 0) * step / max(total, 1)
+        self.show()
 
     def finished(self, task: Task, outcome: str) -> None:
         """A task ended: ran, found, failed or skipped."""
+        if task.key in self.rows:
+            self.progress.remove_task(self.rows.pop(task.key))
+            del self.names[task.key]
+            self.parts.pop(task.key, None)
+            for row in list(self.rows.values())[:ROWS]:
+                self.progress.update(row, visible=True)
         if task.key not in self.waiting:
             return
         self.done += 1
-        self.progress.update(self.whole, completed=self.before + self.at, description=f"all {self.done}/{self.count}")
+        self.ended += self.waiting.pop(task.key)
+        self.show()
         if not self.console.is_terminal:
             self.console.print(f"{self.done}/{self.count} {outcome} {task.kind} {escape(task.label)}")
+
+    def show(self) -> None:
+        """Draw the bar of the whole run."""
+        done = self.ended + sum(self.parts.values())
+        self.progress.update(self.whole, completed=done, description=f"all {self.done}/{self.count}")
 
 
 def leaderboard_table(board: pd.DataFrame) -> Table:
@@ -79,6 +99,19 @@ def leaderboard_table(board: pd.DataFrame) -> Table:
         table.add_column(name.replace("_", " "), overflow="fold")
     for _, row in board.iterrows():
         table.add_row(*(cell_text(name, row) for name in SHOWN))
+    return table
+
+
+def reported_table(found: pd.DataFrame) -> Table:
+    """What papers report beside what was measured, and in what the two differ."""
+    table = Table(title="measured beside reported: not comparable, unless `differs` is empty")
+    names = ("defense", "attack", "concept", "number", "measured", "reported", "differs", "source", "certainty")
+    for name in names:
+        table.add_column(name.replace("_", " "), overflow="fold")
+    for row in found.to_dict("records"):
+        differs = [f"{name} ({row[f'reported_{name}']})" for name in ("concept", "model") if name in row["differs"]]
+        shown = {**row, "differs": ", ".join([*differs, *(["settings"] if "settings" in row["differs"] else [])])}
+        table.add_row(*(f"{v:.3g}" if isinstance(v := shown[name], float) else escape(str(v)) for name in names))
     return table
 
 

@@ -93,7 +93,7 @@ class AEGIS(Defense):
         texts = (concept.phrase, *(concept.wordings if self.erase == "wordings" else ()))
         with torch.no_grad():
             words, empty = self.words(model, texts), self.words(model, [""])
-            encoded, null = model.encode_words(words), model.encode_words(empty)
+            encoded, null = model.encode_words(words), model.encode_text([""])
         free = self.start(model, rng)
         omega = 0.0 if self.omega is None else self.omega
         for i in range(self.steps):
@@ -133,7 +133,7 @@ class AEGIS(Defense):
 
     def start(self, model: Model, rng: Generator) -> Tensor:
         """The free vectors `(1, k + 1, D)` at first: the prefix, then c'. Ablations draw them too, to stay paired."""
-        table = model.text_encoder.get_input_embeddings().weight.detach()
+        table = model.table.detach()
         return table.std() * normal((1, self.prefix + 1, table.shape[1]), rng, like=table)
 
     def draw(self, model: Model, c_e: Tensor, null: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
@@ -190,8 +190,9 @@ class AEGIS(Defense):
         return [e + f * r for e, f, r in zip(g_e, factors, g_r, strict=True)], bool((products < 0).any())
 
     def passes(self) -> int:
-        """Half a guided trajectory, and 7 predictions and 3 backward passes counted twice; 5 and 2 without AET."""
-        return self.steps * self.batch * (self.ddim_steps + (13 if self.aet else 9))
+        """A step has 7 predictions and 3 backward passes, 5 and 2 without AET, and half of a guided trajectory."""
+        half = (self.ddim_steps - 1) / 2 * (1 if self.start_guidance == 1 else 2)
+        return round(self.steps * self.batch * (half + (13 if self.aet else 9)))
 
 
 def adversarial(model: Model, words: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:

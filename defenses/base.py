@@ -46,5 +46,8 @@ class Defense(ABC):
         """
 
     def passes(self) -> int:
-        """Estimated samples through the U-Net, for the plan and the time left."""
+        """Samples through the U-Net, a backward pass counted as two: what the plan expects.
+
+        Exact; of a method that draws at random how far it goes, the mean.
+        """
         return 0

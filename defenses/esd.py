@@ -103,5 +103,6 @@ class ESD(Defense):
         return F.mse_loss(edited.predict_noise(z_t, t, c), eps_tgt)  # Eq. loss
 
     def passes(self) -> int:
-        """Half a guided trajectory and three predictions a step."""
-        return self.steps * self.batch * (self.ddim_steps + 3)
+        """A step has three predictions, a backward pass and, in the mean, half of a guided trajectory."""
+        half = (self.ddim_steps - 1) / 2 * (1 if self.start_guidance == 1 else 2)
+        return round(self.steps * self.batch * (half + 5))

@@ -24,10 +24,9 @@ Protects  against fine-tuning on the concept, and keeps safe concepts learnable.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
@@ -35,6 +34,9 @@ from benchmark.diffusion import Model, denoising_loss, difference, normal
 from benchmark.types import Concept, Delta, Examples, Report
 from defenses.base import Defense
 from defenses.data import draw
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
 
 KERNELS = 5  # RepNoise
 MIDDLE = 2  # RepNoise: the mean distance is divided by 2^MIDDLE, then doubled from kernel to kernel
@@ -148,13 +150,13 @@ def scope_parameters(unet: nn.Module, scope: Literal["full", "attn"]) -> dict[st
 
 
 @contextmanager
-def activations(unet: UNet2DConditionModel) -> Iterator[list[Tensor]]:
+def activations(unet: "UNet2DConditionModel") -> Iterator[list[Tensor]]:
     """Collect `(B, C, h, w)` outputs of the resnets and attentions of all blocks while the context lasts."""
     found: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: Any, output: Any) -> None:
         h = output if isinstance(output, Tensor) else output[0]  # transformers answer with a tuple
-        found.append(h.float() if h.dtype == torch.bfloat16 else h)  # mixed precision
+        found.append(h.float() if h.dtype.itemsize == 2 else h)  # mixed precision
 
     blocks = [b for b in (*unet.down_blocks, unet.mid_block, *unet.up_blocks) if b is not None]
     layers = [m for b in blocks for kind in ("resnets", "attentions") for m in getattr(b, kind, ()) if m is not None]

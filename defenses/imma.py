@@ -19,17 +19,18 @@ Protects  against fine-tuning on the concept, by the adaptation simulated.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from diffusers import UNet2DConditionModel
-from peft import LoraConfig
 from torch import Generator, Tensor, nn
 
 from benchmark.diffusion import Model, denoising_loss, normal
 from benchmark.types import Concept, Delta, Examples, Report
 from defenses.base import Defense
 from defenses.data import draw
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
 
 Adaptation = Literal["lora", "dreambooth", "textual_inversion"]
 Rewrite = Callable[[Tensor], Tensor]  # the text of a batch, as the adaptation would have it
@@ -126,8 +127,10 @@ def projections(unet: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
-def add_lora(unet: UNet2DConditionModel, rank: int, rng: Generator) -> list[nn.Parameter]:
+def add_lora(unet: "UNet2DConditionModel", rank: int, rng: Generator) -> list[nn.Parameter]:
     """Put an adapter on every attention projection, A ~ N(0, 1/r^2) and B = 0 at scale 1, and return A and B."""
+    from peft import LoraConfig
+
     targets = ["to_q", "to_k", "to_v", "to_out.0"]
     with torch.random.fork_rng(devices=[]):  # peft initialises from the global generator
         unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))

@@ -31,12 +31,9 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, Optimizer
@@ -47,6 +44,10 @@ from benchmark.perceptual import features
 from benchmark.types import Concept, Delta, Examples, Report
 from defenses.base import Defense
 from defenses.data import captions, draw, latents
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from peft.tuners.lora import LoraLayer
 
 Kind = Literal["images", "latents"]
 KINDS: tuple[Kind, Kind] = ("images", "latents")
@@ -187,9 +188,9 @@ class Patronus(Defense):
         """L_D; its gradient is left on `decoder`."""
         a, b, s, g = self.d1_weights
         loss = (
-            a * self.V(decoder(M["images"].next(self.d1_batch)[0]))
+            a * self.V(decoder(M["images"].next_z(self.d1_batch)))
             + b * distance(decoder, S["images"], self.d1_batch)
-            + s * self.V(decoder(M["latents"].next(self.latent_batch)[0]))
+            + s * self.V(decoder(M["latents"].next_z(self.latent_batch)))
             + g * distance(decoder, S["latents"], self.latent_batch)
         )
         loss.backward()
@@ -309,7 +310,7 @@ class Patronus(Defense):
 class Decoder(nn.Module):
     """The moderated half of a VAE."""
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: "AutoencoderKL") -> None:
         super().__init__()
         self.post_quant_conv = vae.post_quant_conv or nn.Identity()
         self.decoder = vae.decoder
@@ -339,7 +340,15 @@ class Pool:
 
     def next(self, n: int) -> tuple[Tensor, Tensor]:
         """The next n pairs in order."""
-        return self.pair(torch.tensor([next(self.order) for _ in range(n)]))
+        return self.pair(self.following(n))
+
+    def next_z(self, n: int) -> Tensor:
+        """The next n in order, without what they should decode to."""
+        return self.z(self.following(n))
+
+    def following(self, n: int) -> Tensor:
+        """The numbers of the next n."""
+        return torch.tensor([next(self.order) for _ in range(n)])
 
 
 Pools = Mapping[Kind, Pool]
@@ -404,9 +413,12 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
 
 
 def add_lora(
-    unet: UNet2DConditionModel, rank: int, alpha: int, targets: Sequence[str], rng: Generator
-) -> dict[str, LoraLayer]:
+    unet: "UNet2DConditionModel", rank: int, alpha: int, targets: Sequence[str], rng: Generator
+) -> dict[str, "LoraLayer"]:
     """Put adapters, A ~ N(0, 1/r^2) and B = 0, on the layers named by `targets`; return these layers by name."""
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
+
     config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets))
     with torch.random.fork_rng(devices=[]):  # peft initialises from the global generator
         unet.add_adapter(config)
@@ -418,7 +430,7 @@ def add_lora(
 
 
 @torch.no_grad()
-def factors(layer: LoraLayer) -> tuple[Tensor, Tensor]:
+def factors(layer: "LoraLayer") -> tuple[Tensor, Tensor]:
     """A `(r, in)` and (alpha / r) B `(out, r)`, on the CPU."""
     A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     return A.detach().float().cpu().clone(), (B.detach() * layer.scaling["default"]).float().cpu().clone()

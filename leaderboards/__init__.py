@@ -4,6 +4,9 @@ evidence.py     score rows -> prompt means of each cell
 bootstrap.py    draws over concepts, attack seeds and prompts
 intervals.py    Wilson, percentile intervals, p-values, Holm
 cells.py        numbers and status of each cell
+recovery.py     reactivation rate, recovered share
+agreement.py    two judges on the same images: disagreement, Cohen's kappa
+gap.py          SGR: the relative gap of similarity to the base
 titer.py        budget withstood, with censoring; Kaplan-Meier median; area under the effort curve
 panel.py        cells as arrays; curves and worst case
 row.py          one defense: its line of the leaderboard

@@ -11,23 +11,25 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from leaderboards import gap
 from leaderboards.bootstrap import Draws
 from leaderboards.cells import check_cells, check_distances, measure
 from leaderboards.comparisons import compare
 from leaderboards.evidence import COSTS, KEY, read, require
 from leaderboards.files import write_table
 from leaderboards.pareto import membership
-from leaderboards.row import PRESENCE, ROW, Row
+from leaderboards.row import PRESENCE, RATES, ROW, UNLEARNED, Row
 from leaderboards.variance import split
 
 CONTROL = "none"  # the undefended base: it is listed without a rank
 UTILITY = ["clip_score", "kid", "fid", "lpips", "retained_accuracy", "benign_adaptation"]
 COST = ["defend_seconds", "peak_memory_mib"]
-MORE = ["cmmd", "effort_area"]
+MORE = ["cmmd", "effort_area", "titer_lowest", "titer_highest", "titer_runs", "ua", "ira", "cra"]
+JUDGED = ["second_judge", "judge_disagreement", "judge_kappa", "judge_tpr", "judge_fpr", "measured_with", "flags"]
 LEADERBOARD = [
     *["rank", "defense", "model", "scenario", "concepts", "titer", *PRESENCE, "worst_attack", "presence_before"],
-    *[*UTILITY, *COST, "status", "images", "attack_seeds", "judge", "fidelity", *MORE, "toy"],
-]  # further distances come before `toy`
+    *[*UTILITY, *COST, "status", "images", "attack_seeds", "judge", "fidelity", *MORE, *JUDGED, "toy"],
+]  # further distances and SGR come before `toy`
 CURVES = [*KEY[:-1], "presence", "ci_low", "ci_high", "ceiling", "n"]  # over seeds
 
 
@@ -83,7 +85,8 @@ def build(
     evidence, bootstrap = read(scores), Draws(draws, seed)
     tidy = measure(evidence, cells, distances, bootstrap)
     wide = _widen(tidy, cells)
-    rows = [Row(evidence, part, bootstrap, tau) for _, part in wide.groupby(ROW)]
+    numbers = dict(list(tidy.groupby(ROW)))
+    rows = [Row(evidence, part, bootstrap, tau, numbers[name]) for name, part in wide.groupby(ROW)]
     matrix = pd.DataFrame([row.names | row.worst_by_attack() for row in rows])
     attacks = sorted(set(wide["attack"]))
     curves = pd.DataFrame([point for row in rows for point in row.curves()], columns=CURVES)
@@ -102,14 +105,15 @@ def _widen(tidy: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     """One row for each cell: the key, status, kind, and a column for each number."""
     numbers = tidy.set_index([*KEY, "number"])["value"].unstack("number").reset_index()
     status = tidy[[*KEY, "status"]].drop_duplicates(KEY)
-    return numbers.merge(status, on=KEY).merge(cells[[*KEY, "kind"]], on=KEY)
+    return numbers.merge(status, on=KEY).merge(cells[[*KEY, "kind", *(set(RATES) & set(cells))]], on=KEY)
 
 
 def _leaderboard(rows: list[Row], costs: pd.DataFrame, distances: pd.DataFrame | None) -> pd.DataFrame:
     """One line for each row; a distance that has no column of its own gets one before `toy`."""
     measured = sorted(set(distances["metric"])) if distances is not None else []
-    columns = [*LEADERBOARD[:-1], *(name for name in measured if name not in LEADERBOARD), LEADERBOARD[-1]]
-    utility = [*UTILITY, "cmmd", *measured]
+    gaps = list(dict.fromkeys(name for row in rows for name in gap.over_budgets(row.cells)))
+    columns = [*LEADERBOARD[:-1], *(name for name in [*measured, *gaps] if name not in LEADERBOARD), LEADERBOARD[-1]]
+    utility = [*UTILITY, "cmmd", *UNLEARNED, *measured]
     return _ranked(pd.DataFrame([row.summary(costs, utility) for row in rows], columns=columns))
 
 

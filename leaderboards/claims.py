@@ -62,7 +62,7 @@ class Claim:
 def judge(board: Board, claims: Sequence[Claim]) -> pd.DataFrame:
     """One row for each measurement that bears on a claim."""
     checks = {"bound": bound, "gap": gap, "ratio": ratio}
-    rows = [row for claim in claims for row in (list(checks[claim.check](board, claim)) or [unmeasured(claim)])]
+    rows = [row for claim in claims for row in (list(checks[claim.check](board, claim)) or [unmeasured(board, claim)])]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -72,14 +72,19 @@ def line(claim: Claim, measured: str, numbers: Mapping[str, float], holds: str) 
     return said | dict(numbers) | {"measured": measured, "holds": holds}
 
 
-def unmeasured(claim: Claim) -> dict[str, Any]:
-    """The row of a claim on which the run says nothing."""
+def unmeasured(board: Board, claim: Claim) -> dict[str, Any]:
+    """The row of a claim on which the run says nothing, with what became of the cells that it needs."""
     missing = {name: float("nan") for name in ("value", "ci_low", "ci_high")}
-    return line(claim, "not measured in this run", missing, "undecided")
+    cells = board.cells[board.cells["defense"].isin([claim.defense, claim.against]) & (board.cells["status"] != "ok")]
+    if claim.attack:
+        cells = cells[(cells["attack"] == claim.attack) & (cells["budget"] > 0)]
+    points = cells.drop_duplicates(["defense", "attack", "budget", "status"])[["defense", "attack", "budget", "status"]]
+    found = ", ".join(f"{row.defense} {row.status} at {row.attack}@{row.budget}" for row in points.itertuples())
+    return line(claim, f"no cells to compare: {found}" if found else "not measured in this run", missing, "undecided")
 
 
 def verdict(claim: Claim, value: float, low: float, high: float) -> str:
-    """Does a value keep to the limit, and does its whole interval?"""
+    """`yes` if the value keeps to the limit, `no` if not even the interval reaches it, `undecided` between."""
     if pd.isna(value) or claim.limit is None:
         return "undecided"
     if claim.at_most is not None:
@@ -98,6 +103,7 @@ def bound(board: Board, claim: Claim) -> Iterator[dict[str, Any]]:
         text = f"{claim.number} of {claim.defense}, {row['concept']}"
         if claim.attack:
             text += f", {claim.attack}@{row['budget']}"
+        status = {row["status"]}
         if other is not None:
             if (row["concept"], row["seed"]) not in other.index:
                 continue
@@ -108,7 +114,11 @@ def bound(board: Board, claim: Claim) -> Iterator[dict[str, Any]]:
                 "ci_high": numbers["ci_high"] - float(base["ci_low"]),
             }
             text += f", less that of {claim.against}"
-        yield line(claim, text, numbers, verdict(claim, numbers["value"], numbers["ci_low"], numbers["ci_high"]))
+            status.add(base["status"])
+        holds = verdict(claim, numbers["value"], numbers["ci_low"], numbers["ci_high"])
+        if broken := status - {"ok"}:  # what collapsed images do not show says nothing about a defense
+            text, holds = f"{text} ({', '.join(sorted(broken))})", "undecided"
+        yield line(claim, text, numbers, holds)
 
 
 def of_cells(cells: pd.DataFrame, claim: Claim, defense: str) -> pd.DataFrame:

@@ -1,11 +1,12 @@
 """Per-image scores, reduced to what each cell needs: prompt means, counts and scored images.
 
 A metric column is named by its label and split: `presence` on retained prompts is `retained_accuracy`, and `clip_score`
-on safe prompts is `clip_score`; elsewhere the split is appended (`clip_score_concept`).
+on safe prompts is `clip_score`; elsewhere the split is appended (`clip_score_concept`). Every metric whose label begins
+with `presence` is a judge; the board goes by the one of that very name, and says how far the others agree with it.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -20,7 +21,8 @@ SCORES = [*GROUP, "prompt_id", "image", "value"]
 CELLS = [*KEY, "kind", "status", "reason", "expected", "key"]
 COSTS = ["model", "scenario", "concept", "defense", "defend_seconds", "peak_memory_mib", "fidelity"]
 DISTANCES = [*KEY, "metric", "identity", "value", "ci_low", "ci_high", "n"]
-SPLITS = ("concept", "retained", "safe", "adapted")
+SPLITS = ("concept", "retained", "cross", "safe", "adapted")
+JUDGE, SIMILARITY = "presence", "sgr_similarity"
 
 
 class Key(NamedTuple):
@@ -72,6 +74,7 @@ class Evidence:
     samples: dict[Key, dict[str, Sample]]
     images: dict[Key, Images]
     unattacked: dict[tuple[str, str, str, str], Key]  # (model, scenario, concept, defense) -> its attack `none`
+    others: dict[Key, dict[str, Images]] = field(default_factory=dict)  # the same images by the other judges, by label
 
     def sample(self, key: Key | None, column: str) -> Sample | None:
         """The sample of `column`, None if nothing was scored for it."""
@@ -125,8 +128,11 @@ def refuse_mixed_identities(frame: pd.DataFrame, columns: list[str], name: str) 
 
 def column_of(metric: str, split: str) -> str:
     """The column under which a metric's values on a split are reported."""
-    if metric.startswith("presence"):
+    if metric.startswith("sgr") and split == "concept":
+        return metric.replace("sgr", SIMILARITY, 1)
+    if metric.startswith(JUDGE):
         columns = {"concept": metric, "retained": metric.replace("presence", "retained_accuracy", 1)}
+        columns["cross"] = metric.replace("presence", "cra", 1)
         columns["adapted"] = metric.replace("presence", "benign_adaptation", 1)
         return columns.get(split, f"{metric}_{split}")
     return metric if split == "safe" else f"{metric}_{split}"
@@ -159,13 +165,18 @@ def read(scores: pd.DataFrame) -> Evidence:
     images = Images(ids, prompt, values)
     samples: dict[Key, dict[str, Sample]] = {}
     judged: dict[Key, Images] = {}
+    others: dict[Key, dict[str, Images]] = {}
     for (key, split, metric, identity), part in zip(_names(heads), _parts(images, starts), strict=True):
         samples.setdefault(key, {})[column_of(metric, split)] = _sample(part, identity)
-        if (split, metric) == ("concept", "presence"):
+        if split == "concept" and metric.startswith(JUDGE):
             known = np.isfinite(part.values)
-            judged[key] = Images(part.ids[known], part.prompts[known], part.values[known])
+            seen = Images(part.ids[known], part.prompts[known], part.values[known])
+            if metric == JUDGE:
+                judged[key] = seen
+            else:
+                others.setdefault(key, {})[metric] = seen
     plain = sorted((key for key in samples if key.attack == "none"), reverse=True)  # the lowest seed is kept
-    return Evidence(samples, judged, {key[:4]: key for key in plain})
+    return Evidence(samples, judged, {key[:4]: key for key in plain}, others)
 
 
 def _starts(codes: IntArray) -> IntArray:

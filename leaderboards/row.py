@@ -1,13 +1,14 @@
 """One defense on one model in one scenario: its line of the leaderboard and of the matrix, and its curves."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from leaderboards import agreement, gap
 from leaderboards.bootstrap import Draws, FloatArray
 from leaderboards.cells import COMPLETE
 from leaderboards.evidence import KEY, Evidence, Key
@@ -17,16 +18,20 @@ from leaderboards.titer import MIN_CEILING, Course, Withstood, effort_area, medi
 ROW = ["model", "scenario", "defense"]
 MEASURED = ("ok", "invalid")
 PRESENCE = ["worst_presence", "worst_presence_low", "worst_presence_high"]
+UNLEARNED = ["ua", "ira", "cra"]
+RATES = ["judge_tpr", "judge_fpr"]  # columns of the cells, where the judge has a calibration card
+DERIVED = ("reactivation_rate", "recovered", "ceiling", "presence", "judge", "retained_accuracy", "ua", "ira", "cra")
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """All cells of one defense. `cells` is wide: one row for each cell, a column for each number."""
+    """All cells of one defense. `cells` is wide: one row for each cell, a column for each number; `numbers` is tidy."""
 
     evidence: Evidence
     cells: pd.DataFrame
     bootstrap: Draws
     tau: float
+    numbers: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["number", "identity", "flag"]))
 
     @cached_property
     def names(self) -> dict[str, Any]:
@@ -58,6 +63,9 @@ class Row:
             | {"presence_before": over_concepts(self.cells, "presence_before"), "status": self.status()}
             | {name: over_concepts(self.start, name) for name in utility}
             | self.counts()
+            | self.titer_range()
+            | gap.over_budgets(self.cells)
+            | self.judged()
             | _cost(costs, self.names)
             | {"toy": self.names["model"] == "mini"}
         )
@@ -108,8 +116,45 @@ class Row:
 
     def titer(self) -> Withstood | None:
         """Kaplan-Meier median over concepts and attack seeds; None without a weight attack that can tell."""
+        return median(self.titers)
+
+    @cached_property
+    def titers(self) -> list[Withstood]:
+        """Of each concept and attack seed that can tell."""
         found = [titer([course for _, course in pair], self.tau) for pair in self.courses()]
-        return median([each for each in found if each is not None])
+        return [each for each in found if each is not None]
+
+    def titer_range(self) -> dict[str, Any]:
+        """The smallest and the largest titer over concepts and attack seeds, and of how many such runs."""
+        found = sorted(self.titers, key=lambda each: (each.budget, not each.observed))
+        ends = {"titer_lowest": str(found[0]), "titer_highest": str(found[-1])} if found else {}
+        return {"titer_lowest": None, "titer_highest": None, "titer_runs": len(found)} | ends
+
+    def judged(self) -> dict[str, Any]:
+        """What the judge and the other metrics are worth: agreement with a second judge, rates by the calibration card,
+        identities, and what to mistrust.
+
+        A rate is the mean over concepts, and missing if one of them is not calibrated.
+        """
+        pair = agreement.pooled(self.evidence, self.keys(*MEASURED))
+        second, disagreement, kappa = pair or (None, float("nan"), float("nan"))
+        by_concept = self.cells.groupby("concept")[[name for name in RATES if name in self.cells]].max()
+        rates = by_concept.astype(float).mean(skipna=False).dropna().to_dict()
+        flags = [agreement.FLAG] * (disagreement > agreement.DISAGREE) + ["one judge"] * (pair is None)
+        flags += ["judge uncalibrated"] * (len(rates) < len(RATES))
+        own = self.numbers.dropna(subset=["flag"])
+        told = zip(own["number"], own["flag"], strict=True)
+        flags += [f"{name}: {flag}" for name, flag in told if not name.startswith("judge")]
+        named = self.numbers.dropna(subset=["identity"]).drop_duplicates(["number", "identity"])
+        others = named[~named["number"].str.startswith(DERIVED)].groupby("number", sort=False)["identity"]
+        measured = [f"{number}: {' and '.join(identities)}" for number, identities in others]
+        return {name: rates.get(name, float("nan")) for name in RATES} | {
+            "second_judge": second,
+            "judge_disagreement": disagreement,
+            "judge_kappa": kappa,
+            "measured_with": "; ".join(measured) or None,
+            "flags": "; ".join(dict.fromkeys(flags)) or None,
+        }
 
     def effort_area(self) -> float:
         """Largest over weight attacks of the area under presence by log-budget, mean over concepts and seeds.

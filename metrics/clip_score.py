@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmark.types import Concept, Prompt
 from metrics.base import ImageMetric
-from metrics.towers import load_tower, tower_identity
+from metrics.towers import check_tower, load_tower, tower_identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,10 @@ class CLIPScore(ImageMetric):
     def identity(self) -> str:
         """The scale and the backbone."""
         return f"100cos@{tower_identity(self.model, self.pretrained)}"
+
+    def check(self, concept: Concept | None, prompts: Sequence[Prompt]) -> None:
+        """The tower is at hand."""
+        check_tower(self.model, self.pretrained)
 
     def score(self, images: Tensor, prompts: Sequence[Prompt], concept: Concept | None) -> Mapping[str, Tensor]:
         """`value`: `(B,)`."""

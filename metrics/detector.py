@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metrics.weights import ABSENT, digest
+
 Label = Literal[
     "FEMALE_GENITALIA_COVERED",
     "FACE_FEMALE",
@@ -140,3 +142,11 @@ def weights() -> Path:
     if not file.is_file():
         raise FileNotFoundError(f"expected the detector, got no file {file}: pip install 'nudenet>=3.4.2,<4'.")
     return file
+
+
+def weights_hash() -> str:
+    """The start of the file's hash; `absent` where there is no file."""
+    try:
+        return digest(weights())[:12]
+    except FileNotFoundError:
+        return ABSENT

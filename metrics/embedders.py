@@ -2,22 +2,23 @@
 
 mini:judge, mini:second    the embedded model's image towers, unit norm
 clip:MODEL/PRETRAINED      open_clip's image tower, unit norm
+dino:PLACE                 the class token of a vision transformer of transformers', unit norm; a folder or a hub id
 inception:torch-fidelity   the 2015 Inception of the FID paper as torchmetrics runs it: 8 bits, 299 x 299 antialiased
 inception:torchvision      torchvision's Inception v3 on the same 299 x 299: other numbers, not to be compared
 
-Inception's weights are read from torch's cache, checked by their hash. Nothing is downloaded.
+Inception's weights are read from torch's cache, checked by their hash, and not downloaded.
 """
 
-import hashlib
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metrics.towers import load_tower, tower_identity
+from metrics.towers import as_pictures, check_tower, load_tower, tower_identity
+from metrics.weights import cached_file, cached_weights, fetched, place_identity, wanted_hash
 
 INCEPTIONS = {
     "torch-fidelity": "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
@@ -25,6 +26,7 @@ INCEPTIONS = {
     "torchvision": "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth",
 }
 SIDE = 299
+INCEPTION, DINO = "inception:", "dino:"
 
 
 def embed(name: str, images: Tensor) -> Tensor:
@@ -34,20 +36,39 @@ def embed(name: str, images: Tensor) -> Tensor:
         ValueError: no such embedder, or its weights are not what they should be.
         FileNotFoundError: its weights are not in torch's cache.
     """
-    if name.startswith("inception:"):
+    if name.startswith(INCEPTION):
         return inception(name)(images).float().cpu()
+    if name.startswith(DINO):
+        return class_token(name, images)
     return load_tower(*tower(name)).embed_images(images).float().cpu()
 
 
 def embedder_identity(name: str) -> str:
-    """Name and weights; no path and no file of Inception's is looked at.
+    """Name and weights; no path, and no file of Inception's is looked at.
 
     Raises:
         ValueError: no such embedder.
     """
-    if name.startswith("inception:"):
+    if name.startswith(INCEPTION):
         return f"{name}/{wanted_hash(inception_url(name))}/{SIDE}-antialiased"
+    if name.startswith(DINO):
+        return f"{DINO}{place_identity(name.removeprefix(DINO))}"
     return tower_identity(*tower(name))
+
+
+def check_embedder(name: str) -> None:
+    """Have the weights at hand.
+
+    Raises:
+        ValueError: no such embedder, or its weights are not what they should be.
+        FileNotFoundError: its weights are not there.
+    """
+    if name.startswith(INCEPTION):
+        cached_file(inception_url(name))
+    elif name.startswith(DINO):
+        fetched(name.removeprefix(DINO))
+    else:
+        check_tower(*tower(name))
 
 
 def tower(name: str) -> tuple[str, str]:
@@ -63,7 +84,8 @@ def tower(name: str) -> tuple[str, str]:
     if kind != "clip" or not pretrained:
         known = ", ".join(f"inception:{kind}" for kind in INCEPTIONS)
         raise ValueError(
-            f"expected mini:judge, mini:second, clip:MODEL/PRETRAINED, {known}, got {name!r}: name an embedder."
+            f"expected mini:judge, mini:second, clip:MODEL/PRETRAINED, dino:PLACE, {known}, got {name!r}: "
+            "name an embedder."
         )
     return model, pretrained
 
@@ -74,7 +96,7 @@ def inception_url(name: str) -> str:
     Raises:
         ValueError: there is no such Inception.
     """
-    kind = name.removeprefix("inception:")
+    kind = name.removeprefix(INCEPTION)
     if kind not in INCEPTIONS:
         raise ValueError(f"expected inception: and one of {', '.join(INCEPTIONS)}, got {name!r}: name an embedder.")
     return INCEPTIONS[kind]
@@ -108,31 +130,25 @@ def inception(name: str) -> Callable[[Tensor], Tensor]:
     return extract
 
 
-def wanted_hash(url: str) -> str:
-    """The first digits of the sha256 that torch's hub writes at the end of a file name."""
-    return url.rpartition("-")[2].removesuffix(".pth")
+@torch.no_grad()
+def class_token(name: str, images: Tensor) -> Tensor:
+    """Unit-norm `(B, D)`, preprocessed by the model's own processor."""
+    network, processor = transformer(name)
+    return token_of(network, processor(as_pictures(images), return_tensors="pt")["pixel_values"])
 
 
-def cached_weights(url: str) -> tuple[Path, dict[str, Tensor]]:
-    """The file of `url` in torch's cache, and what it holds. Libraries may read it, too: it holds nothing but tensors.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        ValueError: its hash is not the one in its name.
-    """
-    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if not file.is_file():
-        raise FileNotFoundError(f"expected the weights {file.name}, got no file {file}: download {url} to there.")
-    found = digest(file)
-    if not found.startswith(wanted_hash(url)):
-        raise ValueError(
-            f"expected sha256 {wanted_hash(url)}… of {file}, got {found[:8]}…: delete it and download {url} again."
-        )
-    return file, torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
+@torch.no_grad()
+def token_of(network: Any, pixels: Tensor) -> Tensor:
+    """Unit-norm class token `(B, D)` of preprocessed images."""
+    return F.normalize(network(pixel_values=pixels).last_hidden_state[:, 0], dim=-1)
 
 
 @cache
-def digest(file: Path) -> str:
-    """The sha256 of a file, in hex."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+def transformer(name: str) -> tuple[Any, Any]:
+    """The network of `dino:…` and its processor."""
+    from transformers import AutoImageProcessor, AutoModel
+
+    folder = fetched(name.removeprefix(DINO))
+    with torch.random.fork_rng(devices=[]):
+        network = AutoModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=torch.float32)
+    return network.eval().requires_grad_(False), AutoImageProcessor.from_pretrained(folder, local_files_only=True)

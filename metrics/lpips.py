@@ -27,9 +27,9 @@ from torch.nn import functional as F
 
 from benchmark.mini import WEIGHTS
 from benchmark.perceptual import features
-from benchmark.types import Prompt
+from benchmark.types import Concept, Prompt
 from metrics.base import PairMetric
-from metrics.embedders import cached_weights, digest, wanted_hash
+from metrics.weights import cached_file, cached_weights, digest, wanted_hash
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 Network = Literal["alex", "vgg", "squeeze"]
@@ -57,6 +57,11 @@ class LPIPS(PairMetric):
         if self.backbone == "mini":
             return f"unit-squares,no-heads@mini:image_tower/{digest(WEIGHTS / 'image_tower/model.safetensors')[:12]}"
         return f"lpips-0.1,side<={self.side}@torchvision:{self.backbone}/{wanted_hash(URLS[self.backbone])}"
+
+    def check(self, concept: Concept | None, prompts: Sequence[Prompt]) -> None:
+        """The network's weights are in torch's cache."""
+        if self.backbone != "mini":
+            cached_file(URLS[self.backbone])
 
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[Prompt], reference: Tensor) -> Mapping[str, Tensor]:

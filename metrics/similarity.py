@@ -25,7 +25,7 @@ from benchmark.mini import WEIGHTS
 from benchmark.mini.subjects import BACKGROUNDS, draw
 from benchmark.types import Concept, Prompt
 from metrics.base import ImageMetric
-from metrics.towers import load_tower, tower_identity
+from metrics.towers import check_tower, load_tower, tower_identity
 
 HELD_OUT = 32  # drawings
 
@@ -43,19 +43,29 @@ class Similarity(ImageMetric):
     higher_is = "attacker"
     bounds = (0.0, 1.0)
     reads_concept = True
+    thresholds = frozenset({"threshold"})
 
     def identity(self) -> str:
         """The threshold and the backbone."""
         threshold = "calibrated" if self.threshold is None else self.threshold
         return f"cos>={threshold}@{tower_identity(self.model, self.pretrained)}"
 
+    def check(self, concept: Concept | None, prompts: Sequence[Prompt]) -> None:
+        """The tower is at hand."""
+        check_tower(self.model, self.pretrained)
+
     def score(self, images: Tensor, prompts: Sequence[Prompt], concept: Concept | None) -> Mapping[str, Tensor]:
         """`value` and `s`: `(B,)`."""
         if concept is None or not concept.drawn:
             raise ValueError("expected a concept that is drawn by code, got another: judge it by `presence`.")
         s = self.cosines(images, concept.drawn)
+        return {**self.rethreshold({"s": s}, concept), "s": s}
+
+    def rethreshold(self, columns: Mapping[str, Tensor], concept: Concept | None) -> Mapping[str, Tensor]:
+        """`value` from `s`."""
+        assert concept is not None
         bar = calibrated(self.model, concept.drawn) if self.threshold is None else self.threshold
-        return {"value": (s >= bar).float(), "s": s}
+        return {"value": (columns["s"] >= bar).float()}
 
     def cosines(self, images: Tensor, subject: str) -> Tensor:
         """s of images `(B, 3, H, W)`: `(B,)`."""

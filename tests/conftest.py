@@ -10,6 +10,7 @@ from benchmark import conformance
 from benchmark.diffusion import Model
 from benchmark.models import load
 from benchmark.types import Concept, Examples
+from tests import pipelines
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,6 +25,13 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "model"
     conformance.tiny_pipeline().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder of each architecture, by its name in `tests.pipelines`."""
+    root = tmp_path_factory.mktemp("families")
+    return {name: pipelines.write(name, root / name) for name in pipelines.PIPELINES}
 
 
 @pytest.fixture(scope="session")

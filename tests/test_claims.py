@@ -16,7 +16,7 @@ SAID = {"claim": "c", "defense": "a", "statement": "s", "source": "p"}
 def cell(
     defense: str, number: str, value: float, low: float, high: float, concept: str = "cat", **more: object
 ) -> dict:
-    arm = {"attack": "none", "budget": 0, "seed": 0} | more
+    arm = {"attack": "none", "budget": 0, "seed": 0, "status": "ok"} | more
     return arm | {"defense": defense, "concept": concept, "number": number} | numbers(value, low, high)
 
 
@@ -28,7 +28,7 @@ def board(
     cells: list[dict] | None = None, comparisons: list[dict] | None = None, curves: list[dict] | None = None
 ) -> Board:
     empty = pd.DataFrame()
-    columns = ["defense", "concept", "number", "attack", "budget", "seed", "value", "ci_low", "ci_high"]
+    columns = ["defense", "concept", "number", "attack", "budget", "seed", "value", "ci_low", "ci_high", "status"]
     pairs = ["defense_a", "defense_b", "number", "attack", "budget", "value", "ci_low", "ci_high", "p_holm"]
     points = ["defense", "attack", "concept", "budget", "presence", "ci_low", "ci_high"]
     return Board(
@@ -60,6 +60,32 @@ def test_a_bound_from_below_is_the_other_way_round() -> None:
     rows = [cell("a", "black_concept", v, v - 0.01, v + 0.01, name) for v, name in ((0.99, "x"), (0.5, "y"))]
 
     assert judge(board(rows), [claim])["holds"].tolist() == ["yes", "no"]
+
+
+@pytest.mark.parametrize("broken", ["a", "b"])
+def test_collapsed_images_decide_nothing(broken: str) -> None:
+    """The concept is absent from images that fell apart, on either side of a difference."""
+    claim = Claim(**SAID, check="bound", against="b", number="presence_after", attack="lora", at_most=0.0)
+    arm = {"attack": "lora", "budget": 9}
+    rows = [
+        cell(d, "presence_after", 0.0, 0.0, 0.1, **arm, status="collapsed" if d == broken else "ok") for d in ("a", "b")
+    ]
+
+    (row,) = judge(board(rows), [claim]).to_dict("records")
+
+    assert row["holds"] == "undecided"
+    assert row["measured"].endswith("(collapsed)")
+
+
+def test_a_gap_without_cells_says_what_became_of_them() -> None:
+    claim = Claim(**SAID, check="gap", against="b", attack="lora")
+    rows = [cell("a", "presence_after", 0.0, 0.0, 0.1, attack="lora", budget=9, status="collapsed")]
+
+    (row,) = judge(board(rows), [claim]).to_dict("records")
+    (nothing,) = judge(board([]), [claim]).to_dict("records")
+
+    assert row["measured"] == "no cells to compare: a collapsed at lora@9"
+    assert nothing["measured"] == "not measured in this run"
 
 
 def test_a_difference_has_the_conservative_interval() -> None:

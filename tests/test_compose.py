@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
-from benchmark import config, records
+from benchmark import config, entries, records
 from benchmark.artifacts import load_delta
 from benchmark.data import load_concept
 from benchmark.errors import ConfigError, FolderError, PlanError
@@ -35,7 +35,7 @@ class Silent:
 
 
 def labels(*listed: Any) -> list[str]:
-    return [e.label for e in config.entries("defense", listed)]
+    return [e.label for e in entries.entries("defense", listed)]
 
 
 def test_a_composed_defense_is_named_by_its_parts() -> None:
@@ -46,7 +46,7 @@ def test_a_composed_defense_is_named_by_its_parts() -> None:
 
 def test_a_label_brings_its_fields() -> None:
     """`erased+last`: each part is the entry listed under that label, not the plug-in's defaults."""
-    *_, whole = config.entries("defense", (ERASE, {"use": "esd", "as": "last", "steps": 7}, "erased+last"))
+    *_, whole = entries.entries("defense", (ERASE, {"use": "esd", "as": "last", "steps": 7}, "erased+last"))
 
     assert (whole.method.steps, whole.after.method.steps) == (7, 2)  # type: ignore[union-attr]
 
@@ -57,12 +57,12 @@ def test_a_label_brings_its_fields() -> None:
 )
 def test_a_part_that_is_none_or_unknown_is_an_error(item: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said if said != "expected a known defense" else "defense"):
-        config.entries("defense", (item,))
+        entries.entries("defense", (item,))
 
 
 def test_attacks_do_not_compose_with_plus() -> None:
     with pytest.raises(ConfigError, match="only defenses compose"):
-        config.entries("attack", ("lora+lora",))
+        entries.entries("attack", ("lora+lora",))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_the_second_part_starts_from_the_first(finished: tuple[Plan, Bench, Outc
     """The same method alone, on the base, gives another delta."""
     plan, bench, _ = finished
     composed = load_delta(bench.store.path(defends(plan)["erased+esd"].key))
-    alone = config.entry("defense", {k: v for k, v in TWICE.items() if k != "after"}).method
+    alone = entries.entry("defense", {k: v for k, v in TWICE.items() if k != "after"}).method
     concept = load_concept(plan.config.raw.concepts[0])
 
     def silent(*, step: int, total: int, loss: float) -> None: ...

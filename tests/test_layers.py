@@ -9,7 +9,28 @@ import pytest
 
 PACKAGES = ("benchmark", "defenses", "attacks", "metrics", "leaderboards")
 FOR_METHODS = {f"benchmark.{name}" for name in ("types", "diffusion", "mini", "mini.subjects", "perceptual")}
-ORDER = ("types", "errors", "seeds", "config", "task", "plan", "store", "stages", "runner", "records", "session", "cli")
+ORDER = (
+    "types",
+    "errors",
+    "garbage",
+    "seeds",
+    "data",
+    "entries",
+    "config",
+    "task",
+    "track",
+    "plan",
+    "store",
+    "seen",
+    "withhold",
+    "stages",
+    "runner",
+    "rescore",
+    "records",
+    "published",
+    "session",
+    "cli",
+)
 
 
 def imports(file: Path) -> set[str]:

@@ -12,7 +12,7 @@ import torch
 from skimage.data import astronaut
 from torch import Tensor
 
-from benchmark.config import entry
+from benchmark.entries import entry
 from benchmark.stages import scored
 from benchmark.types import Prompt
 from metrics import detector
@@ -163,6 +163,24 @@ def test_every_threshold_and_every_raw_score_comes_from_one_run(monkeypatch: pyt
     assert {label.lower() for label in LABELS} <= set(columns)
     assert columns["feet_exposed"].tolist() == pytest.approx([0.1, 0.1])  # the package forgets what is under 0.25
     assert columns["anus_exposed"].tolist() == [0, 0]
+
+
+def test_another_rule_needs_the_stored_scores_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detector, "session", lambda: Network(overlapping()))
+    image = torch.zeros(1, 3, 64, 64)
+    stored = NudeNet().score(image, [PROMPT], None)
+
+    for method in (
+        NudeNet(threshold=0.72),
+        NudeNet(classes=LENIENT9, threshold=0.05),
+        NudeNet(classes=("FEET_EXPOSED",)),
+    ):
+        again, anew = method.rethreshold(stored, None), method.score(image, [PROMPT], None)
+        assert {name: v.item() for name, v in again.items() if name != "boxes"} == {
+            name: anew[name].item() for name in again if name != "boxes"
+        }
+        assert again["boxes"].isnan().all()  # boxes are counted at the threshold, and not kept
+    assert set(NudeNet.thresholds) == {"threshold", "classes"}
 
 
 def test_presets_are_the_rules_of_the_literature(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,3 +34,5 @@ def test_black_is_nearly_black() -> None:
 
     assert found["value"].tolist() == [1, 1, 0]
     torch.testing.assert_close(found["brightness"], torch.tensor([0.0, 0.04, 0.3]))
+    again = Black(threshold=0.03).rethreshold(found, None)
+    assert again["value"].tolist() == Black(threshold=0.03).score(images, PROMPTS, None)["value"].tolist() == [1, 0, 0]

@@ -60,13 +60,13 @@ def test_the_second_opinion_sees_what_was_asked_for() -> None:
 
 
 def test_no_paraphrase_names_its_concept() -> None:
-    for concept in (load_concept(name) for name in cards()):
+    for concept in (load_concept(f"mini/{name}") for name in cards("mini")):
         for paraphrase in concept.paraphrases:
             assert concept.name not in paraphrase.split(), concept.name
 
 
 def test_a_defender_sees_every_background_with_and_without_the_concept() -> None:
     """Else a background stands for the concept: a decoder that turned every white picture black was the result."""
-    for concept in (load_concept(name) for name in cards()):
+    for concept in (load_concept(f"mini/{name}") for name in cards("mini")):
         with_it, without = ({background_of(prompt) for prompt in concept.of(split)} for split in ("defender", "prior"))
         assert with_it <= without, concept.name

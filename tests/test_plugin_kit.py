@@ -20,7 +20,7 @@ from torch import Generator
 from typer.testing import CliRunner
 
 import benchmark
-from benchmark import config, conformance, models, own, registry, scaffold
+from benchmark import config, conformance, entries, models, own, registry, scaffold
 from benchmark.cli import app
 from benchmark.diffusion import Model
 from benchmark.errors import ConfigError, PluginError
@@ -333,7 +333,7 @@ def test_a_built_in_class_keeps_its_name_and_key() -> None:
 
     assert item["use"] == "esd"
     assert item["as"] == "ESD"
-    assert {key: value for key, value in item.items() if key not in ("use", "as")} == config.entry(
+    assert {key: value for key, value in item.items() if key not in ("use", "as")} == entries.entry(
         "defense", {"use": "esd", "steps": 7}
     ).fields
 

@@ -1,18 +1,19 @@
 """In this process, one task after the other, parents first: the default."""
 
 import time
-from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
-from benchmark.task import Task
+if TYPE_CHECKING:
+    from benchmark.runner import Run
 
 PAUSE = 0.2
 
 
-def execute(tasks: Iterable[Task], work: Callable[[Task], bool]) -> None:
-    """Call `work` on each task in order, and again on those for which it says no: another run computes them."""
-    waiting = list(tasks)
+def execute(run: "Run") -> None:
+    """Work on each task in order, and again on those that are not settled by it: another run computes them."""
+    waiting = list(run.plan.tasks.values())
     while waiting:
-        left = [task for task in waiting if not work(task)]
+        left = [task for task in waiting if not run.work(task)]
         if len(left) == len(waiting):
             time.sleep(PAUSE)
         waiting = left

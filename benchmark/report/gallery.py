@@ -123,7 +123,8 @@ class Pictures:
             return {}
         if key not in self.verdicts:
             try:
-                table = pq.read_table(self.store.path(key) / "scores.parquet").to_pylist()
+                file = pq.ParquetFile(self.store.path(key) / "scores.parquet")
+                table = file.read(["prompt_id", "number", "value"]).to_pylist()
             except UNREADABLE:
                 table = []
             first = [row for row in table if row["number"] == 0]
@@ -137,7 +138,7 @@ class Pictures:
         found = self.judged(cell).get(prompt.id, "unknown")
         attack = f"{cell.attack}, budget {cell.budget}" if cell.budget else "no attack"
         who = "base" if cell.defense == CONTROL else cell.defense
-        missing = "" if source else "no readable image; "
+        missing = "" if source else "not kept; " if is_blurred else "no readable image; "
         blurred = "blurred; " if is_blurred else ""
         alt = f"{missing}{blurred}{name}; model: {who}; attack: {attack}; judge: {WORDS[found]}"
         return Picture(source=source, alt=alt, verdict=found, budget=cell.budget, is_blurred=is_blurred)

@@ -49,11 +49,11 @@ def calibrate(art_folder: Path, weights: Path = WEIGHTS) -> None:
     for judge in ("judge", "second"):
         method = Presence(model=f"mini:{judge}")
         seen: dict[str, dict[str, Tensor]] = {}
-        known = [name for name in cards() if not load_concept(name).drawn]
+        known = [name for name in cards("mini") if not load_concept(name).drawn]
         for concept in map(load_concept, known):
             if concept.kind not in seen:
                 seen[concept.kind] = {name: method.probabilities(x, concept) for name, x in images.items()}
-        card = {name: rates(load_concept(name), seen, labels, list(kinds), method.threshold) for name in known}
+        card = {name: rates(load_concept(name), seen, labels, list(kinds), float(method.rule)) for name in known}
         others = torch.cat([images["drawn"], images["unknown"]])
         taught = {name: subject_rates(judge, name, others) for name in SUBJECTS}
         text = json.dumps({"identity": method.identity(), "concepts": card, "subjects": taught}, indent=1)

@@ -1,0 +1,134 @@
+"""Tiny random pipelines of the architectures that titer meets, written by diffusers itself: seconds each, 8 px."""
+
+import string
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from benchmark.conformance import tiny_pipeline
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+BLOCKS = {
+    "sample_size": 4,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "norm_num_groups": 4,
+    "use_linear_projection": True,
+}
+
+
+def tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
+    """One token a letter, 12 tokens a text; the end token has the largest number, as in CLIP."""
+    letters = ["!", *string.ascii_lowercase]
+    entries = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={e: i for i, e in enumerate(entries)}, merges=[], model_max_length=12, pad_token=pad)
+
+
+def vae(channels: int = 4) -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(4, 8),
+        latent_channels=channels,
+        norm_num_groups=2,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        sample_size=8,
+    )
+
+
+def text_config(width: int, **more: Any) -> CLIPTextConfig:
+    size = {"hidden_size": width, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    ends = {"bos_token_id": 54, "eos_token_id": 55}
+    return CLIPTextConfig(vocab_size=56, max_position_embeddings=12, **{**size, **ends, **more})
+
+
+def sd21() -> StableDiffusionPipeline:
+    """As Stable Diffusion 2.1: predicts v, pads with `!`, projects by linear layers."""
+    return StableDiffusionPipeline(
+        vae=vae(),
+        text_encoder=CLIPTextModel(text_config(32)),
+        tokenizer=tokenizer("!"),
+        unet=UNet2DConditionModel(**BLOCKS, cross_attention_dim=32, attention_head_dim=(2, 4)),
+        scheduler=DDIMScheduler(
+            **BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction"
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def sdxl() -> StableDiffusionXLPipeline:
+    """As Stable Diffusion XL: two text encoders of different widths, the second with CLIP's old end token number."""
+    return StableDiffusionXLPipeline(
+        vae=vae(),
+        text_encoder=CLIPTextModel(text_config(16)),
+        text_encoder_2=CLIPTextModelWithProjection(
+            text_config(24, projection_dim=28, hidden_act="gelu", bos_token_id=0, eos_token_id=2)
+        ),
+        tokenizer=tokenizer(),
+        tokenizer_2=tokenizer("!"),
+        unet=UNet2DConditionModel(
+            **BLOCKS,
+            cross_attention_dim=16 + 24,
+            attention_head_dim=(2, 4),
+            transformer_layers_per_block=(1, 2),
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 28,
+        ),
+        scheduler=EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1),
+        add_watermarker=False,
+    )
+
+
+def sd3() -> StableDiffusion3Pipeline:
+    """As Stable Diffusion 3, without its third text encoder: a transformer that predicts velocities."""
+    encoders = [CLIPTextModelWithProjection(text_config(width, projection_dim=width)) for width in (16, 24)]
+    return StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(
+            sample_size=4,
+            patch_size=1,
+            in_channels=4,
+            out_channels=4,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            caption_projection_dim=16,
+            pooled_projection_dim=40,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=vae(),
+        text_encoder=encoders[0],
+        tokenizer=tokenizer(),
+        text_encoder_2=encoders[1],
+        tokenizer_2=tokenizer(),
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+
+
+PIPELINES = {"sd1": tiny_pipeline, "sd21": sd21, "sdxl": sdxl, "sd3": sd3}
+
+
+def write(name: str, folder: Path) -> Path:
+    """A pipeline's folder, always with the same weights; the global generator stays."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(0)
+        PIPELINES[name]().save_pretrained(folder)
+    return folder
