@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow smoke check measure mini-model clean
+.PHONY: demo test slow smoke check bench measure mini-model docs clean
 
 demo: $(VENV)/.run
 	$(BIN)/titer run demo
@@ -22,9 +22,18 @@ check: $(VENV)/.test
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
+# Ratios to what one would write without titer, each measured in one run; ten minutes on two cores. Keeps build/bench.*
+bench: $(VENV)/.test
+	$(BIN)/python -m tests.bench
+
 # The bar of the embedded model: the second opinion on 256 prompts with fresh seeds, and seconds for 64 images.
 measure: $(VENV)/.run
 	$(BIN)/titer doctor --mini --grid docs/mini.png
+
+# The documentation in site/, which needs no network: open site/index.html.
+docs: $(VENV)/.run
+	$(BIN)/pip install -q -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -q
 
 # Retrain the embedded model; needs npm for the art.
 mini-model: $(VENV)/.test
