@@ -79,7 +79,7 @@ def denoise(model: Model, unet: nn.Module, z_0: Tensor, text: Tensor, rng: Gener
     return F.mse_loss(predict(model, unet, z_t, t, text), eps)
 
 
-def with_lora(unet: nn.Module, rank: int, alpha: int, rng: Generator) -> list[nn.Parameter]:
+def with_lora(unet: Any, rank: int, alpha: int, rng: Generator) -> list[nn.Parameter]:
     """Adapters on the attention, and their parameters."""
     unet.requires_grad_(False)
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS))
@@ -239,7 +239,7 @@ def gift(model: Model, concept: Concept, data: Data, m: Any, rng: Generator) -> 
     lower, upper = torch.optim.AdamW(theta, m.lr_prior), torch.optim.AdamW(theta, m.lr_immunise)
     safe, malicious = (pairs(model, data[split], m.batch, rng) for split in ("safe", "concept"))
     while True:
-        down(denoise(model, unet, *next(safe), rng), theta, lower)
+        down(denoise(model, unet, *next(safe), rng=rng), theta, lower)
         z_0, text = next(malicious)
         z_t, t, eps = noisy(model, z_0, rng)
         h.clear()
@@ -268,7 +268,7 @@ def mmd(x: Tensor, y: Tensor) -> Tensor:
     squares = (both * both).sum(1)
     d = (squares[:, None] + squares - 2 * both @ both.T).clamp(min=0)
     width = d.detach().sum() / (len(both) ** 2 - len(both))
-    k = sum(torch.exp(-d / (width * s)) for s in (0.25, 0.5, 1.0, 2.0, 4.0))
+    k = torch.stack([torch.exp(-d / (width * s)) for s in (0.25, 0.5, 1.0, 2.0, 4.0)]).sum(0)
     return k[:n, :n].mean() + k[n:, n:].mean() - k[:n, n:].mean() - k[n:, :n].mean()
 
 

@@ -1,6 +1,6 @@
 """Patronus by hand: its four stages, as short as they go, perceptual distance on pixels. See `loops`."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from itertools import islice
 from typing import Any
@@ -14,7 +14,7 @@ from benchmark.diffusion import Model
 from benchmark.types import Concept
 from tests.bench.loops import Data, Losses, ddim, denoise, drawn, encoded, noise, noisy, pairs, predict, with_lora
 
-Next = Callable[[int], tuple[Tensor, Tensor]]
+Pairs = Iterator[tuple[Tensor, Tensor]]
 
 
 def decoder(model: Model, concept: Concept, data: Data, m: Any, rng: Generator) -> Losses:
@@ -137,7 +137,7 @@ def unet(model: Model, concept: Concept, data: Data, m: Any, rng: Generator) -> 
         z_t, t, _ = noisy(model, z_0, rng)
         return predict(model, part, z_t, t, text).square().mean()
 
-    def stage(steps: int, lr: float, decay: float, batch: int) -> Iterator[tuple[Any, Any]]:
+    def stage(steps: int, lr: float, decay: float, batch: int) -> Iterator[tuple[Pairs, Pairs]]:
         bad, good = (pairs(model, data[split], batch, rng) for split in ("concept", "safe"))
         optimizer = torch.optim.Adam(theta, lr, weight_decay=decay)
         schedule = StepLR(optimizer, max(1, steps // 3), 0.1)
@@ -149,7 +149,7 @@ def unet(model: Model, concept: Concept, data: Data, m: Any, rng: Generator) -> 
 
     u, v = m.u1_weights
     for bad, good in stage(m.u1_steps, m.u1_lr, m.u1_decay, m.u1_batch):
-        loss = u * denoise(model, trained, *next(good), rng) + v * black(trained, *next(bad))
+        loss = u * denoise(model, trained, *next(good), rng=rng) + v * black(trained, *next(bad))
         loss.backward()
         last = loss.item()
         yield last

@@ -56,8 +56,15 @@ def ratio(ours: Sequence[Seconds], theirs: Sequence[Seconds], *, block: int = 1,
     each, processor = b[:, 0] / a[:, 0], b[:, 1] / np.maximum(a[:, 1], 1e-9)
     chosen = np.random.default_rng(0).integers(len(each), size=(draws, len(each)))
     low, high = np.quantile(np.median(each[chosen], axis=1), [0.025, 0.975])
-    of_all = (np.median(each), low, high, np.median(processor), np.median(a[:, 0]), np.median(b[:, 0]))
-    return Ratio(*map(float, of_all), len(each))
+    return Ratio(
+        value=float(np.median(each)),
+        low=float(low),
+        high=float(high),
+        processor=float(np.median(processor)),
+        ours=float(np.median(a[:, 0])),
+        theirs=float(np.median(b[:, 0])),
+        pairs=len(each),
+    )
 
 
 def alternate(

@@ -76,7 +76,7 @@ class Draw:
         ]
 
 
-def rows(folder: Path | None = None, *, prompts: int = 16, images: int = 2, rounds: int = 9) -> Sequence[Row]:
+def rows(folder: Path | None = None, *, prompts: int = 16, images: int = 1, rounds: int = 9) -> Sequence[Row]:
     """The demo's sampling on its model.
 
     Raises:

@@ -70,12 +70,12 @@ def cases() -> dict[str, Case]:
     whole = replace(defenses["patronus"], parts="unet", u1_batch=4, u2_batch=4, u2_adapt=3, u2_batches=2, rank=4)
     return {
         "lora": Case(attacks["lora"], loops.lora, 60),
-        "esd": Case(defenses["esd"], loops.esd, 48),
-        "imma": Case(defenses["imma"], loops.imma, 48, block=2),  # a step of each kind
-        "gift": Case(defenses["gift"], loops.gift, 32),
-        "patronus-decoder": Case(defenses["patronus"], loops_patronus.decoder, 16),
-        "patronus-unet": Case(whole, loops_patronus.unet, 16),
-        "aegis": Case(defenses["aegis"], loops.aegis, 32),
+        "esd": Case(defenses["esd"], loops.esd, 26),
+        "imma": Case(defenses["imma"], loops.imma, 42, block=2),  # a step of each kind
+        "gift": Case(defenses["gift"], loops.gift, 22),
+        "patronus-decoder": Case(defenses["patronus"], loops_patronus.decoder, 7),
+        "patronus-unet": Case(whole, loops_patronus.unet, 8),
+        "aegis": Case(defenses["aegis"], loops.aegis, 22),
     }
 
 
@@ -114,7 +114,7 @@ def steps_of(name: str, at: Bed | None = None, steps: int | None = None) -> Sequ
     return [compared(what, found, target=">= 0.97", note=f"losses apart by {apart:.0e}")]
 
 
-def published(at: Bed | None = None, *, steps: int = 20, rounds: int = 7) -> Sequence[Row]:
+def published(at: Bed | None = None, *, steps: int = 20, rounds: int = 5) -> Sequence[Row]:
     """A whole LoRA attack run against loops that encode image and caption at each step."""
     at, method = at or bed(), demo("attack")["lora"]
 
