@@ -205,7 +205,7 @@ def score(
         Store(store).existing()
         config = rescore.with_metrics(chosen(source, only), metric or [])
         job = session.prepare(config, source=source, out=out_folder, store=store, weights="cached")
-        with Bars(err, []) as bars:
+        with Bars(err, [task for task in job.left if task.kind in ("embed", "score")]) as bars:
             done = job.score(bars, batch=batch)
     except InputError as error:
         refuse(error)
@@ -219,8 +219,7 @@ def score(
     failed = done.outcome.failed
     counts = f"scored {len(scored)}, derived {len(done.derived)} from raw scores"
     out.print(f"{counts}, failed {len(failed)}, without images {len(done.absent)}")
-    if done.absent:
-        cells = done.cells(job.plan)
+    if cells := done.cells(job.plan):
         more = f" and {len(cells) - 5} more" if len(cells) > 5 else ""
         err.print(f"{len(cells)} cells lack images, which titer run draws: {escape(', '.join(cells[:5]))}{more}")
     for key in failed:

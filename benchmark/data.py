@@ -38,6 +38,7 @@ from benchmark.types import Concept, Picture, Prompt, Split
 if TYPE_CHECKING:
     import pandas as pd
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML has it
 # The cards that ship: `mini` has emoji for the embedded model, `real` what Stable Diffusion draws.
 FOLDERS = {"mini": Path(__file__).parent / "mini" / "concepts", "real": Path(__file__).parent / "concepts"}
 T = TypeVar("T")
@@ -125,7 +126,7 @@ def load_concept(source: str, model: str = "mini") -> Concept:
             )
         raise ConfigError(f"{unknown('concept', source, cards())} Or give the path of a card.")
     try:
-        card = Card.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        card = Card.model_validate(yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from benchmark.config import Adaptation, Config
 from benchmark.data import spread
@@ -21,6 +22,7 @@ from benchmark.types import Concept, Prompt, Split
 SAMPLER_VERSION, EMBEDDER_VERSION, SUBJECT_VERSION, FOLDER_VERSION = 2, 1, 1, 1
 DEFENDER: dict[str, Split] = {"concept": "defender", "safe": "prior"}
 ATTACKER: dict[str, Split] = {"concept": "attacker", "benign": "benign"}
+Start = tuple[dict[str, str], dict[tuple[str, str], str], int, int]  # images, scores, expected images, passes
 VERBS = {"weights": "finetune", "prompts": "search"}
 
 
@@ -68,6 +70,7 @@ class Plan:
     cells: list[Cell] = field(default_factory=list)
     skipped: list[Skip] = field(default_factory=list)
     requested: int = 0
+    starts: dict[tuple[str, str], Start] = field(default_factory=dict, repr=False)
     made: Once = field(default_factory=Once, repr=False)
 
     def once(self, things: tuple[object, ...], names: tuple[Hashable, ...], make: Callable[[], Made]) -> Made:
@@ -90,7 +93,11 @@ class Plan:
         if task.kind in ("defend", "attack", "generate") and task.precision != self.config.raw.precision:
             task = replace(task, precision=self.config.raw.precision)
         self.requested += task.passes
-        return self.tasks.setdefault(task.key, task).key
+        key = task.key
+        if key in self.tasks:
+            return self.tasks[key].key  # one text for all who name it
+        self.tasks[key] = task
+        return key
 
     @property
     def passes(self) -> int:
@@ -336,11 +343,43 @@ def trials(plan: Plan, defense: Entry, attack: Entry, budgets: tuple[int, ...]) 
 def add_cell(
     plan: Plan, concept: Concept, methods: tuple[Entry, Entry], point: tuple[int, int], parents: dict[str, str]
 ) -> Cell:
-    """The images and scores of one cell. Retained concepts are scored before the attack only.
-
-    An attack that changes no weight leaves the safe images as they were.
-    """
+    """One cell. Before any attack it has the images and scores of every other such cell of its defense."""
     (defense, attack), (budget, seed) = methods, point
+    start = (concept.name, defense.label)
+    if budget or start not in plan.starts:
+        before = plan.requested
+        images, scores, expected = evaluated(plan, concept, methods, budget, parents)
+        if not budget:
+            plan.starts[start] = (images, scores, expected, plan.requested - before)
+    else:
+        images, scores, expected, passes = plan.starts[start]
+        plan.requested += passes
+    if plan.config.adaptation and plan.subject and attack.changes == "none":
+        taught = adapt(plan, plan.subject, defense, parents, plan.config.adaptation)
+        images, scores = images | {"adapted": taught[0]}, scores | {("presence", "adapted"): taught[1]}
+    return Cell(
+        concept=concept,
+        defense=defense.label,
+        attack=attack.label,
+        budget=budget + (plan.tasks[parents["attack"]].fields.get("start", 0) if "attack" in parents else 0),
+        seed=seed,
+        kind=attack.changes,
+        defend=parents.get("defense"),
+        images=images,
+        scores=scores,
+        expected=expected,
+    )
+
+
+def evaluated(
+    plan: Plan, concept: Concept, methods: tuple[Entry, Entry], budget: int, parents: dict[str, str]
+) -> tuple[dict[str, str], dict[tuple[str, str], str], int]:
+    """The images of a cell, their scores, and how many images of the concept there are to be.
+
+    Retained concepts are scored before the attack only. An attack that changes no weight leaves the safe images as
+    they were.
+    """
+    defense, attack = methods
     splits: tuple[Split, ...] = ("concept", "safe") if budget else ("concept", "retained", "cross", "safe")
     images, scores, expected = dict[str, str](), dict[tuple[str, str], str](), 0
     for split in splits:
@@ -358,21 +397,7 @@ def add_cell(
             if metric.method.takes(split, concept) and (metric.method.after_attack or not budget):
                 place = plan.place(metric.label, split)
                 scores[place] = score(plan, concept, metric, images[split], prompts, split, label)
-    if plan.config.adaptation and plan.subject and attack.changes == "none":
-        taught = adapt(plan, plan.subject, defense, parents, plan.config.adaptation)
-        images["adapted"], scores["presence", "adapted"] = taught
-    return Cell(
-        concept=concept,
-        defense=defense.label,
-        attack=attack.label,
-        budget=budget + (plan.tasks[parents["attack"]].fields.get("start", 0) if "attack" in parents else 0),
-        seed=seed,
-        kind=attack.changes,
-        defend=parents.get("defense"),
-        images=images,
-        scores=scores,
-        expected=expected,
-    )
+    return images, scores, expected
 
 
 def adapt(
@@ -412,8 +437,10 @@ def attacked(
 
 def asked(plan: Plan, concept: Concept, split: Split) -> tuple[Prompt, ...]:
     """The prompts of a split that the config asks for."""
-    count = getattr(plan.config.raw.prompts, counted_as(split))
-    return plan.once((concept,), (split, "asked"), lambda: spread(concept.of(split), count))
+    counts = plan.config.raw.prompts
+    return plan.once(
+        (concept,), (split, "asked"), lambda: spread(concept.of(split), getattr(counts, counted_as(split)))
+    )
 
 
 def reworded(prompts: tuple[Prompt, ...], attack: Entry, concept: Concept) -> tuple[Prompt, ...]:
@@ -434,24 +461,26 @@ def draw(
     stream: str = "",
 ) -> Task:
     """A task that draws images."""
+    same = plan.once((prompts,), ("draw", split, budget, stream), lambda: drawing(plan, prompts, split, budget, stream))
+    return Task(**same, parents=parents, label=label)
+
+
+def drawing(plan: Plan, prompts: tuple[Prompt, ...], split: Split, budget: int, stream: str) -> dict[str, Any]:
+    """What the tasks that draw images of these prompts have in common."""
     raw = plan.config.raw
     if stream:
         prompts = spread(prompts, getattr(raw.prompts, split))
     own = {"images": getattr(raw.images, counted_as(split)), "stream": stream} | ({"budget": budget} if budget else {})
-    fields = plan.once((), ("drawn", *own.values()), lambda: {**raw.sampling.model_dump(), **own})
-    count = len(prompts) * fields["images"]
-    passes = count * raw.sampling.steps * (2 if raw.sampling.guidance != 1.0 else 1)
-    return Task(
-        kind="generate",
-        plugin="sampler",
-        version=SAMPLER_VERSION,
-        fields=fields,
-        base=plan.base,
-        prompts=plan.once((prompts,), ("bare",), lambda: tuple(replace(p, label=None) for p in prompts)),
-        parents=parents,
-        label=label,
-        passes=passes,
-    )
+    guided = 2 if raw.sampling.guidance != 1.0 else 1
+    return {
+        "kind": "generate",
+        "plugin": "sampler",
+        "version": SAMPLER_VERSION,
+        "fields": {**raw.sampling.model_dump(), **own},
+        "base": plan.base,
+        "prompts": plan.once((prompts,), ("bare",), lambda: tuple(replace(p, label=None) for p in prompts)),
+        "passes": len(prompts) * own["images"] * raw.sampling.steps * guided,
+    }
 
 
 def score(

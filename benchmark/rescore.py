@@ -209,19 +209,14 @@ def rethreshold(task: Task, key: str, store: Store) -> bool:
         found = judge(task.plugin, canonical(dict(task.fields)), canonical(task.places)).rethreshold(raw, task.concept)
     except KeyError:  # an older version kept other columns
         return False
+    table = {name: stored[name] for name in stored.column_names}
     for name, values in found.items():
         kept = torch.where(raw["value"].isnan(), math.nan, values.float())
-        values = pa.array(kept.double().numpy())
-        is_there = name in stored.column_names
-        stored = (
-            stored.set_column(stored.column_names.index(name), name, values)
-            if is_there
-            else (stored.append_column(name, values))
-        )
+        table[name] = pa.array(kept.double().numpy())
     noted: dict[str, Any] = {name: meta[name] for name in ("faults", "flags") if name in meta}
     cost = {"seconds": round(time.monotonic() - started, 3)}
     named = {"identity": task.fields["identity"], "label": task.label, "identity_of": task.identity()}
-    store.put(task.key, partial(write, stored), {"cost": cost, **noted, **named, "derived_from": key})
+    store.put(task.key, partial(write, pa.table(table)), {"cost": cost, **noted, **named, "derived_from": key})
     return True
 
 

