@@ -33,6 +33,8 @@ def run(
     store: str | Path = "store",
     device: str = "auto",
     batch: int = 64,
+    executor: str = "local",
+    workers: int | None = None,
 ) -> "pd.DataFrame":
     """Run a matrix as `titer run` does, with own methods besides those that the config names.
 
@@ -45,6 +47,8 @@ def run(
         store: folder of all results.
         device: cpu, cuda or auto.
         batch: images at once; changes no number.
+        executor: local, this process; ray, workers on a machine or a cluster.
+        workers: how many on Ray; by default one a core, or two a GPU.
 
     Returns:
         The leaderboard, a row for each defense. Tasks that failed are named in a warning, and are tried again by the
@@ -57,7 +61,8 @@ def run(
 
     from benchmark import config as configs
     from benchmark import own, session
-    from benchmark.errors import ConfigError
+    from benchmark.errors import ConfigError, unknown
+    from benchmark.session import EXECUTORS
     from benchmark.watch import Bars
 
     values = dict(config) if isinstance(config, Mapping) else configs.read(str(config))
@@ -68,11 +73,13 @@ def run(
             if not isinstance(listed, list | tuple):
                 raise ConfigError(f"expected a list of {kind}s in the config, got {listed!r}: change it.")
             values = values | {f"{kind}s": [*listed, *own.items(kind, methods)]}
+    if executor not in EXECUTORS:
+        raise ConfigError(unknown("executor", executor, EXECUTORS))
     checked = configs.parse(values)
     source = "benchmark.run" if isinstance(config, Mapping) else str(config)
     job = session.prepare(checked, source=source, out=Path(out) if out else None, store=Path(store))
     with Bars(Console(stderr=True, highlight=False), job.left) as bars:
-        outcome = job.run(bars, device=device, batch=batch)
+        outcome = job.run(bars, device=device, batch=batch, executor=executor, workers=workers)
     for key, trace in outcome.failed.items():
         reason = trace.strip().rpartition("\n")[2]
         warnings.warn(f"failed: {job.plan.tasks[key].label}: {reason} ({job.out / 'failures.json'})", stacklevel=2)

@@ -29,6 +29,8 @@ from leaderboards.claims import Claim, judge
 from leaderboards.files import write_table
 from leaderboards.merge import IncomparableError, Tables, combine
 
+EXECUTORS = ("local", "ray")
+
 
 @dataclass
 class Session:

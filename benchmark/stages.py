@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.utils import logging as diffusers_logging
 from pydantic import TypeAdapter
 from torch import Generator, Tensor
+from transformers.utils import logging as transformers_logging
 
 from benchmark.artifacts import (
     Gallery,
@@ -52,6 +54,9 @@ from metrics.embedders import embed as embed_images
 
 Write = Callable[[Path], None]
 HELD = 2**31  # bytes of images held in memory
+
+for library in (diffusers_logging, transformers_logging):
+    library.disable_progress_bar()  # their bars of a second would run through the run's own
 
 
 @dataclass

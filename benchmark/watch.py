@@ -1,7 +1,9 @@
 """What people see while a run works and when it is done: bars with the time left, and the leaderboard as a table."""
 
 import math
+import time
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import pandas as pd
@@ -39,7 +41,7 @@ class Bars:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
         self.progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
         self.whole = self.progress.add_task("all", total=sum(self.waiting.values()) or 1)
-        self.ended, self.at = 0, ""
+        self.ended, self.at, self.began = 0, "", time.monotonic()
         self.rows: dict[str, TaskID] = {}
         self.names: dict[str, str] = {}
         self.parts: dict[str, float] = {}  # of the tasks that run, how much of their weight is done
@@ -84,7 +86,16 @@ class Bars:
         self.ended += self.waiting.pop(task.key)
         self.show()
         if not self.console.is_terminal:
-            self.console.print(f"{self.done}/{self.count} {outcome} {task.kind} {escape(task.label)}")
+            line = f"{self.done}/{self.count} {outcome} {task.kind} {task.label}{self.time_left()}"
+            self.console.print(line, markup=False)
+
+    def time_left(self) -> str:
+        """How long the rest takes, if it goes on as so far."""
+        rest = sum(self.waiting.values())
+        if not rest or not self.ended:
+            return ""
+        seconds = (time.monotonic() - self.began) * rest / self.ended
+        return f", about {timedelta(seconds=round(seconds))} left"
 
     def show(self) -> None:
         """Draw the bar of the whole run."""

@@ -1,6 +1,7 @@
 """The command: bad input is one line and exit code 2 before any model is loaded; a good run ends with its tables."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,40 @@ def test_the_same_command_computes_nothing(done: tuple[Path, list[object], Resul
     assert result.exit_code == 0
     assert "ran 0, found" in result.stdout
     assert {p.name: p.read_bytes() for p in (folder / "out").glob("*.csv")} == before
+
+
+def test_a_run_as_json_is_one_object_on_the_standard_output(done: tuple[Path, list[object], Result]) -> None:
+    folder, words, _ = done
+    board = pd.read_csv(folder / "out" / "leaderboard.csv")
+
+    found = json.loads(titer(*words, "--json").stdout)
+
+    assert (found["ran"], found["failed"], found["failures"]) == (0, 0, {})
+    assert found["found"] > 0
+    assert found["folder"] == str(folder / "out")
+    assert [row["defense"] for row in found["leaderboard"]] == list(board["defense"])
+    assert [row["presence_before"] for row in found["leaderboard"]] == pytest.approx(list(board["presence_before"]))
+
+
+def test_a_quiet_run_says_nothing(done: tuple[Path, list[object], Result], tiny_folder: Path, tmp_path: Path) -> None:
+    _, words, _ = done
+    config = write_config(tmp_path, tiny_folder)
+
+    again = titer(*words, "--quiet")
+    new = titer("run", config, "--out", tmp_path / "o", "--store", tmp_path / "s", "--device", "cpu", "--quiet")
+
+    assert (again.output, new.output) == ("", "")
+    assert (again.exit_code, new.exit_code) == (0, 0)
+    assert (tmp_path / "o" / "leaderboard.csv").is_file()
+
+
+def test_a_run_without_a_terminal_says_how_far_it_is(done: tuple[Path, list[object], Result]) -> None:
+    lines = [line for line in done[2].stderr.splitlines() if " ran " in line]
+
+    count = len(lines)
+    assert [line.split()[0] for line in lines] == [f"{n + 1}/{count}" for n in range(count)]
+    assert all(re.search(r", about \d+:\d\d:\d\d left$", line) for line in lines[:-1])
+    assert not lines[-1].endswith("left")
 
 
 def test_board_status_and_plan_read_what_is_there(done: tuple[Path, list[object], Result]) -> None:
@@ -181,6 +216,11 @@ def test_some_failed_cells_end_with_1(tiny_folder: Path, tmp_path: Path) -> None
     assert "diverges on cat" in json.loads((tmp_path / "out" / "failures.json").read_text())
     cells = pd.read_csv(tmp_path / "out" / "cells.csv")
     assert set(cells[cells.defense == "diverges"].status) == {"failed"}
+    words = ("run", config, "--out", tmp_path / "out", "--store", tmp_path / "store", "--device", "cpu")
+    as_json = titer(*words, "--json")
+    assert as_json.exit_code == 1
+    assert "expected a finite loss" in json.loads(as_json.stdout)["failures"]["diverges on cat"]
+    assert "expected a finite loss" in titer(*words, "--quiet").stderr
 
 
 @pytest.mark.parametrize("what", ["defenses", "attacks", "metrics", "concepts", "models", "presets"])

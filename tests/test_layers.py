@@ -44,6 +44,14 @@ def imports(file: Path) -> set[str]:
     return {name for name in found if name.split(".")[0] in PACKAGES and name not in PACKAGES}
 
 
+def files(name: str) -> list[Path]:
+    """The files of a module, or of a package of modules."""
+    found = [Path(f"benchmark/{name}.py")] if Path(f"benchmark/{name}.py").is_file() else []
+    found += sorted(Path(f"benchmark/{name}").glob("*.py"))
+    assert found, name
+    return found
+
+
 @pytest.mark.parametrize("folder", ["defenses", "attacks", "metrics"])
 def test_methods_know_only_types_and_diffusion(folder: str) -> None:
     for file in Path(folder).glob("*.py"):
@@ -69,7 +77,7 @@ def test_imports_follow_the_data() -> None:
     for at, name in enumerate(ORDER):
         later = {f"benchmark.{other}" for other in ORDER[at + 1 :]}
 
-        assert not imports(Path(f"benchmark/{name}.py")) & later, name
+        assert not set().union(*map(imports, files(name))) & later, name
 
 
 def test_only_the_command_prints() -> None:

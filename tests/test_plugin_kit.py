@@ -456,3 +456,10 @@ def test_the_citation_names_this_version() -> None:
     assert citation["license"] == project["license"]
     assert citation["cff-version"] == "1.2.0"
     assert {"message", "title", "authors"} <= set(citation)
+
+
+def test_a_script_may_name_an_executor(tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown executor 'rai': did you mean 'ray'"):
+        benchmark.run(write_config(tmp_path, tiny_folder), executor="rai", out=tmp_path / "o", store=tmp_path / "s")
+
+    assert not (tmp_path / "s").exists()

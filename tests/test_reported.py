@@ -117,7 +117,7 @@ def test_a_file_with_a_fault_is_refused(tmp_path: Path, before: str, after: str,
 
 
 def test_the_command_writes_and_shows_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from benchmark.cli import show_reported
+    from benchmark.cli.board import show_reported
 
     show_reported(SimpleNamespace(cells=cells()), tmp_path)
 
@@ -130,7 +130,7 @@ def test_the_command_writes_and_shows_them(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_where_nobody_reports_anything_the_table_is_empty(tmp_path: Path) -> None:
-    from benchmark.cli import show_reported
+    from benchmark.cli.board import show_reported
 
     show_reported(SimpleNamespace(cells=cells(defense="mine")), tmp_path)
 

@@ -76,11 +76,12 @@ def served(on_ray: bool, folder: Path, count: int, steps: int) -> float:
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(folder, Store(Path(name) / "store").open(), device="cpu")
         if on_ray:
+            os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # by default 15
+            os.environ.pop("RAY_ADDRESS", None)
             import ray
 
             from benchmark.executors import ray as executor
 
-            os.environ.pop("RAY_ADDRESS", None)
             ray.init(
                 address="local",
                 num_cpus=WORKERS,

@@ -1,0 +1,24 @@
+"""The command `titer`. The only place that prints.
+
+Exit codes: 0 done, 1 some cells failed, 2 the input is wrong, 130 stopped by Ctrl-C.
+"""
+
+import sys
+
+from benchmark.cli import board, look, new, run, store  # noqa: F401  # each registers its commands
+from benchmark.cli.common import app, err
+from benchmark.errors import InputError, TiterError
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """The entry point: our own errors become one line."""
+    try:
+        app()
+    except InputError as error:
+        err.print(f"{type(error).__name__}: {' '.join(str(error).split())}", markup=False)
+        sys.exit(2)
+    except TiterError as error:
+        err.print(f"{type(error).__name__}: {error}", markup=False)
+        sys.exit(1)

@@ -1,0 +1,90 @@
+"""Commands that publish: board and export."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmark.cli.common import Only, Out, Source, StoreAt, app, chosen, out, refuse
+from benchmark.errors import InputError
+
+
+@app.command()
+def board(
+    sources: Annotated[list[str], typer.Argument(help="A preset or YAML file; several give one board over all.")],
+    out_folder: Out = None,
+    only: Only = "",
+    store: StoreAt = Path("store"),
+    figures: Annotated[bool, typer.Option("--figures", help="Also write PDF and PNG for a paper.")] = False,
+    reported: Annotated[
+        bool, typer.Option("--reported", help="Also show what papers and public boards report, in reported.csv.")
+    ] = False,
+) -> None:
+    """Write and show the leaderboard from what is in the store; computes no images and no scores."""
+    from benchmark import session
+
+    try:
+        many = len(sources) > 1
+        jobs = [
+            session.prepare(chosen(s, only), source=s, out=out_folder, store=store, claim=not many, weights="cached")
+            for s in sources
+        ]
+        folder = (out_folder or Path("runs") / "merged") if many else jobs[0].out
+        published = session.merge(jobs, folder) if many else jobs[0].publish()
+    except InputError as error:
+        refuse(error)
+    show_board(published, folder)
+    if reported:
+        show_reported(published, folder)
+    if figures:
+        from benchmark.report import figures as drawn
+
+        for file in drawn.save(published, folder / "figures"):
+            out.print(str(file))
+
+
+@app.command()
+def export(
+    source: Source,
+    cell: Annotated[str, typer.Argument(help="concept/defense, or concept/defense/attack@budget#seed.")],
+    to: Annotated[Path, typer.Option("--to", help="An empty folder for the model.")],
+    store: StoreAt = Path("store"),
+    attack_only: Annotated[bool, typer.Option("--attack-only", help="LoRA or embedding files alone.")] = False,
+) -> None:
+    """Write a cell's model as a diffusers folder that `from_pretrained` loads, or what its attack learned."""
+    from benchmark import session
+    from benchmark.export import export as write
+    from benchmark.export import find_cell
+    from benchmark.stages import Bench
+
+    try:
+        job = session.prepare(chosen(source, ""), source=source, out=None, store=store, claim=False, weights="cached")
+        found = find_cell(job.plan, cell)
+        assert job.folder is not None
+        write(job.plan, Bench(job.folder, job.store), found, to, attack_only=attack_only)
+    except InputError as error:
+        refuse(error)
+    out.print(f"{found.name} -> {to}")
+
+
+def show_board(published: Any, folder: Path) -> None:
+    """Print the leaderboard and where the tables are."""
+    from benchmark.watch import leaderboard_table
+
+    out.print(leaderboard_table(published.leaderboard))
+    names = ("leaderboard.csv", "matrix.csv", "curves.csv", "cells.csv", "comparisons.csv", "claims.csv")
+    for file in (folder / name for name in (*names, "report/index.html")):
+        if file.is_file():
+            out.print(str(file))
+
+
+def show_reported(published: Any, folder: Path) -> None:
+    """Write and print what others report beside what was measured."""
+    from benchmark.watch import reported_table
+    from leaderboards import reported as others
+    from leaderboards.files import write_table
+
+    found = others.beside(published.cells, others.read())
+    write_table(found, folder / "reported.csv")
+    out.print(reported_table(found))
+    out.print(str(folder / "reported.csv"))

@@ -1,0 +1,41 @@
+"""What the commands share: the application, the two consoles, options, and how one refuses."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from benchmark import config as configs
+from benchmark.errors import ConfigError
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="The command `titer`.")
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 110)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Source = Annotated[str, typer.Argument(help="A preset (see `titer list presets`) or a YAML file.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run's tables; default runs/<name>.")]
+StoreAt = Annotated[Path, typer.Option("--store", help="Folder of all results, shared by runs.")]
+Only = Annotated[str, typer.Option(help="Keep some labels: defense=esd,attack=lora,concept=cat.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Workers on Ray; one a core, or two a GPU.")]
+
+
+def refuse(error: Exception) -> NoReturn:
+    """Print one line and leave with 2."""
+    err.print(f"[red]{type(error).__name__}[/]: {escape(' '.join(str(error).split()))}")
+    raise typer.Exit(2)
+
+
+def chosen(source: str, only: str) -> configs.Config:
+    """The config, restricted to `only`."""
+    wanted: dict[str, tuple[str, ...]] = {}
+    for part in filter(None, only.split(",")):
+        key, _, label = part.partition("=")
+        if not label:
+            raise ConfigError(f"expected --only key=label,key=label, got {part!r}: for example defense=esd.")
+        wanted[key] = (*wanted.get(key, ()), label)
+    return configs.restrict(configs.load(source), wanted)

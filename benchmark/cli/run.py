@@ -1,0 +1,163 @@
+"""Commands that fill a store: run and score."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from benchmark.cli.board import show_board
+from benchmark.cli.common import Device, Only, Out, Source, StoreAt, Workers, app, chosen, err, out, refuse
+from benchmark.cli.look import show_plan
+from benchmark.errors import FolderError, InputError
+from benchmark.store import Store
+
+silent = Console(stderr=True, quiet=True)
+NOTHING = dict.fromkeys(("ran", "found", "failed", "skipped"), 0)
+
+
+class Executor(StrEnum):
+    """Who runs the tasks: this process, or workers on Ray."""
+
+    local = "local"
+    ray = "ray"
+
+
+@app.command()
+def run(
+    source: Source,
+    out_folder: Out = None,
+    store: StoreAt = Path("store"),
+    only: Only = "",
+    device: Device = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="Images at once; changes no number.")] = 64,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    time_limit: Annotated[float | None, typer.Option(min=0.001, help="Seconds that one task may take.")] = None,
+    executor: Annotated[Executor, typer.Option(help="This process, or many GPUs and machines.")] = Executor.local,
+    workers: Workers = None,
+    track: Annotated[str, typer.Option(help="Also tell wandb, mlflow or trackio.")] = "",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what was done and the leaderboard as JSON; progress stays on stderr.")
+    ] = False,
+    save_flagged: Annotated[
+        bool, typer.Option("--save-flagged", help="NSFW suites: keep the images; reports blur them.")
+    ] = False,
+    keep_attacks: Annotated[
+        bool, typer.Option("--keep-attacks", help="NSFW suites: keep attacked weights and found prompts.")
+    ] = False,
+) -> None:
+    """Run a matrix: compute what is missing, then write and show the leaderboard. The same command resumes."""
+    from benchmark import published
+
+    if not (dry_run or track) and (finished := published.again(source, only, out_folder, store)):
+        conclude(finished, finished.folder, {**NOTHING, "found": finished.tasks}, {}, quiet=quiet, as_json=as_json)
+        return
+    from benchmark import session
+    from benchmark import track as tracking
+
+    job = None
+    try:
+        tracker = tracking.tracker_of(track) if track else None
+        job = session.prepare(
+            chosen(source, only),
+            source=source,
+            out=out_folder,
+            store=store,
+            claim=not dry_run,
+            weights="optional" if dry_run else "download",
+        )
+        job.only = only
+        if dry_run:
+            show_plan(job, as_json)
+            return
+        from benchmark.executors.limits import each_task
+        from benchmark.watch import Bars
+
+        with (
+            Bars(silent if quiet else err, job.left) as bars,
+            each_task(time_limit),
+            tracking.told(tracker, job, bars) as events,
+        ):
+            outcome = job.run(
+                events,
+                device=device,
+                batch=batch,
+                executor=executor.value,
+                workers=workers,
+                save_flagged=save_flagged,
+                keep_attacks=keep_attacks,
+            )
+    except InputError as error:
+        refuse(error)
+    except OSError as error:
+        refuse(FolderError(f"expected to read and write the run's folders, got {error}: make room or give rights."))
+    except KeyboardInterrupt:
+        done = f"{len(job.plan.tasks) - len(job.left)} of {len(job.plan.tasks)} tasks are done; " if job else ""
+        err.print(f"stopped: {done}the same command goes on from here")
+        raise typer.Exit(130) from None
+    counts = {what: len(getattr(outcome, what)) for what in NOTHING}
+    reasons = {job.plan.tasks[key].label: trace.strip().rpartition("\n")[2] for key, trace in outcome.failed.items()}
+    conclude(job, job.out, counts, reasons, quiet=quiet, as_json=as_json)
+
+
+def conclude(
+    found: Any, folder: Path, counts: dict[str, int], reasons: dict[str, str], *, quiet: bool, as_json: bool
+) -> None:
+    """Say what a run did, and leave with 1 if something failed; `reasons` are those of the failed tasks."""
+    if as_json:
+        rows = json.loads(found.leaderboard.to_json(orient="records", double_precision=15))
+        out.print_json(json.dumps({"folder": str(folder), **counts, "failures": reasons, "leaderboard": rows}))
+    elif not quiet:
+        show_board(found, folder)
+        out.print(", ".join(f"{what} {count}" for what, count in counts.items()))
+    for label, reason in reasons.items():
+        err.print(f"[red]failed[/] {escape(label)}: {escape(reason)}")
+    if reasons:
+        err.print(f"tracebacks: {folder / 'failures.json'}; the same command tries again")
+        raise typer.Exit(1)
+
+
+@app.command()
+def score(
+    source: Source,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="A metric's name, or '{use: NAME, field: value}'; repeat for more.")
+    ] = None,
+    out_folder: Out = None,
+    only: Only = "",
+    store: StoreAt = Path("store"),
+    batch: Annotated[int, typer.Option(min=1, help="Images at once; changes no number.")] = 64,
+) -> None:
+    """Score the stored images again, with another threshold or metric: nothing is trained and no image is drawn."""
+    from benchmark import rescore, session
+    from benchmark.watch import Bars
+
+    try:
+        Store(store).existing()
+        config = rescore.with_metrics(chosen(source, only), metric or [])
+        job = session.prepare(config, source=source, out=out_folder, store=store, weights="cached")
+        with Bars(err, [task for task in job.left if task.kind in ("embed", "score")]) as bars:
+            done = job.score(bars, batch=batch)
+    except InputError as error:
+        refuse(error)
+    except OSError as error:
+        refuse(FolderError(f"expected to read and write the run's folders, got {error}: make room or give rights."))
+    except KeyboardInterrupt:
+        err.print("stopped: the same command goes on from here")
+        raise typer.Exit(130) from None
+    show_board(job, job.out)
+    scored = [key for key in done.outcome.ran if job.plan.tasks[key].kind == "score"]
+    failed = done.outcome.failed
+    counts = f"scored {len(scored)}, derived {len(done.derived)} from raw scores"
+    out.print(f"{counts}, failed {len(failed)}, without images {len(done.absent)}")
+    if cells := done.cells(job.plan):
+        more = f" and {len(cells) - 5} more" if len(cells) > 5 else ""
+        err.print(f"{len(cells)} cells lack images, which titer run draws: {escape(', '.join(cells[:5]))}{more}")
+    for key in failed:
+        err.print(f"[red]failed[/] {escape(job.plan.tasks[key].label)}: see {job.out / 'failures.json'}")
+    if done.absent or failed:
+        raise typer.Exit(1)
