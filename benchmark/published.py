@@ -24,9 +24,10 @@ from benchmark import config as configs
 from benchmark import models
 from benchmark.data import load_concept
 from benchmark.errors import TiterError
+from benchmark.files import sha256
 from benchmark.registry import FOLDERS, PluginKind, builtin
 from benchmark.seen import Seen
-from benchmark.store import Store, sha256
+from benchmark.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,10 +17,11 @@ from benchmark.config import Config
 from benchmark.data import load_concept
 from benchmark.errors import ConfigError, DataError, FolderError
 from benchmark.families import objections
+from benchmark.files import empty, write_whole
 from benchmark.plan import Plan, build
 from benchmark.report import page
 from benchmark.seen import Seen
-from benchmark.store import Store, empty, write_whole
+from benchmark.store import Store
 from benchmark.task import Task
 from benchmark.weights import UnsupportedError
 from leaderboards.board import Board

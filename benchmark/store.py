@@ -13,7 +13,6 @@ mount supports them (Linux 2.6.12 or newer, without `local_lock`); where they do
 result twice, but the first to finish stays: results are moved in place whole.
 """
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -31,6 +30,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from benchmark.errors import FolderError, StoreError
+from benchmark.files import contents, describe, empty, flock, sha256, sync, write_whole
 from benchmark.garbage import uncollected
 
 MARKER = "done.json"
@@ -38,7 +38,6 @@ OWNER = "titer-store.json"
 TEMPORARY = "tmp"
 SEAL, FILES = b', "sha256": "', b'"files": '
 DECODER = json.JSONDecoder()
-LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 log = logging.getLogger(__name__)
 
@@ -379,40 +378,12 @@ class Store:
             raise StoreError(f"expected to remove {path}, got {error}: check its permissions.") from error
 
 
-def empty(folder: Path) -> bool:
-    """True for a folder that holds nothing but what a killed `write_whole` left."""
-    return not any(not (p.name.startswith(".") and ".json." in p.name) for p in folder.iterdir())
-
-
-def flock(handle: int, how: int) -> bool:
-    """Take a lock now, or say no; True also where the file system has none."""
-    try:
-        fcntl.flock(handle, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in LOCKLESS:
-            raise
-        log.warning("this file system has no locks: runs at the same time may compute a result twice")
-    return True
-
-
 def unwritable(root: Path, error: OSError) -> FolderError:
     """The error of a store that cannot be written."""
     why = error.strerror or error
     return FolderError(
         f"expected a store that can be written at {root}, got {why}: choose another --store, or make room or rights."
     )
-
-
-def describe(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size, time and hash of every file below a folder."""
-    files = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
-    stats = {name: file.stat() for name, file in files.items()}
-    return {
-        name: {"size": stats[name].st_size, "mtime_ns": stats[name].st_mtime_ns, "sha256": sha256(file)}
-        for name, file in files.items()
-    }
 
 
 def compare(file: Path, facts: Mapping[str, Any], name: str) -> Iterator[Problem]:
@@ -426,16 +397,6 @@ def compare(file: Path, facts: Mapping[str, Any], name: str) -> Iterator[Problem
             yield Problem(name, "altered", "another sha256 than was written")
     except OSError as error:
         yield Problem(name, "missing", f"cannot be read: {error}")
-
-
-def contents(file: str) -> bytes:
-    """All of a small file, in a third of the time that `Path.read_bytes` takes."""
-    handle = os.open(file, os.O_RDONLY)
-    try:
-        parts = list(iter(lambda: os.read(handle, 1 << 20), b""))
-    finally:
-        os.close(handle)
-    return b"".join(parts)
 
 
 def is_sealed(content: bytes) -> bool:
@@ -458,32 +419,3 @@ def digest(marker: Mapping[str, Any]) -> str:
     """The hash of a marker's content, less that hash."""
     text = json.dumps({name: value for name, value in marker.items() if name != "sha256"}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def sha256(file: Path) -> str:
-    """The hash of a file's content."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Force a file or folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_whole(path: Path, text: str) -> Path:
-    """Write a text file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        temporary.write_text(text)
-        sync(temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
-    return path

@@ -12,8 +12,9 @@ import torch
 from benchmark import config
 from benchmark.artifacts import Gallery, save_scores
 from benchmark.data import load_concept
+from benchmark.files import describe
 from benchmark.plan import Plan, build
-from benchmark.store import MARKER, Store, describe, digest
+from benchmark.store import MARKER, Store, digest
 from benchmark.task import Task
 from benchmark.types import Concept, Prompt, Split
 

@@ -37,7 +37,7 @@ from attacks.unlearndiffatk import UnlearnDiffAtk, simplex
 from benchmark.data import cards, load_concept
 from benchmark.diffusion import Model
 from benchmark.models import load, locate
-from benchmark.stages import asked
+from benchmark.stages.drawing import asked
 from benchmark.types import PROMPT, Concept, Examples, Prompt, Snapshot
 
 PREFIX: list[PromptAttack] = [UnlearnDiffAtk(tokens=2), RandomPrefix(tokens=2)]

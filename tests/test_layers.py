@@ -12,6 +12,7 @@ FOR_METHODS = {f"benchmark.{name}" for name in ("types", "diffusion", "mini", "m
 ORDER = (
     "types",
     "errors",
+    "files",
     "garbage",
     "seeds",
     "data",

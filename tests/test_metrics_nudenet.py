@@ -13,7 +13,7 @@ from skimage.data import astronaut
 from torch import Tensor
 
 from benchmark.entries import entry
-from benchmark.stages import scored
+from benchmark.stages.scoring import scored
 from benchmark.types import Prompt
 from metrics import detector
 from metrics.detector import LABELS, Found, blob, detect, read

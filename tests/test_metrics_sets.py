@@ -23,7 +23,7 @@ from benchmark.artifacts import save_features
 from benchmark.config import parse
 from benchmark.data import load_concept
 from benchmark.plan import build
-from benchmark.stages import distance
+from benchmark.stages.scoring import distance
 from metrics import embedders, sets
 from metrics.cmmd import CMMD
 from metrics.fid import FID

@@ -17,7 +17,7 @@ from benchmark.conformance import check_metric
 from benchmark.data import load_concept
 from benchmark.perceptual import features
 from benchmark.plan import build
-from benchmark.stages import scored
+from benchmark.stages.scoring import scored
 from benchmark.types import Prompt
 from metrics import sgr
 from metrics.embedders import embed, embedder_identity

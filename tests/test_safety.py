@@ -20,7 +20,7 @@ from benchmark.plan import build
 from benchmark.report import gallery
 from benchmark.safety import allowed, names_age
 from benchmark.session import Session
-from benchmark.stages import permitted
+from benchmark.stages.training import permitted
 from benchmark.store import Store
 from benchmark.task import Task, drawing
 from benchmark.types import Prompt, Snapshot
@@ -318,7 +318,7 @@ def test_a_private_drawing_is_known_again_by_its_identity(suite: tuple[Session, 
 
 
 def test_few_images_are_held_at_once(monkeypatch: Any, tmp_path: Path) -> None:
-    monkeypatch.setattr(stages, "HELD", 100)
+    monkeypatch.setattr("benchmark.stages.bench.HELD", 100)
     bench = stages.Bench(tmp_path, Store(tmp_path))
     for name in "abc":
         images = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)  # 48 bytes

@@ -1,5 +1,7 @@
 """A result exists when its marker does and its files are as written; unfinished work is replaced; nothing else is."""
 
+import errno
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -237,9 +239,9 @@ def test_a_lock_file_that_was_replaced_is_not_the_lock(store: Store, monkeypatch
 
 def test_a_file_system_without_locks_is_no_obstacle(store: Store, monkeypatch: Any) -> None:
     def none(*_: Any) -> None:
-        raise OSError(stores.errno.ENOLCK, "no locks")
+        raise OSError(errno.ENOLCK, "no locks")
 
-    monkeypatch.setattr(stores.fcntl, "flock", none)
+    monkeypatch.setattr(fcntl, "flock", none)
     with store.lock(KEY) as one, store.lock(KEY) as two:
         assert one
         assert two

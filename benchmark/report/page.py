@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from benchmark.files import write_whole
 from benchmark.plan import Plan
 from benchmark.report import gallery
-from benchmark.store import Store, write_whole
+from benchmark.store import Store
 from leaderboards.board import CONTROL, Board
 
 if TYPE_CHECKING:

@@ -10,9 +10,10 @@ from typing import Any
 
 from benchmark import config
 from benchmark.data import load_concept
+from benchmark.files import describe
 from benchmark.plan import Plan, build
 from benchmark.session import Session
-from benchmark.store import MARKER, Store, describe, digest
+from benchmark.store import MARKER, Store, digest
 from benchmark.types import Concept
 from leaderboards.board import build as build_board
 from tests.bench.alone import alone, commands, timed

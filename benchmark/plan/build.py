@@ -1,0 +1,164 @@
+"""The cross product: every cell, and the tasks that it needs."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from benchmark.config import Adaptation, Config
+from benchmark.data import spread
+from benchmark.entries import Entry, entry
+from benchmark.errors import PlanError
+from benchmark.garbage import uncollected
+from benchmark.plan.images import asked, attacked, draw
+from benchmark.plan.matrix import Cell, Plan, Skip
+from benchmark.plan.methods import add_defense, attack_task
+from benchmark.plan.scores import score
+from benchmark.types import Concept, Split
+
+VERBS = {"weights": "finetune", "prompts": "search"}
+
+
+@uncollected()
+def build(
+    config: Config,
+    base: str,
+    concepts: Iterable[Concept],
+    subject: Concept | None = None,
+    development: Mapping[str, Concept] | None = None,
+) -> Plan:
+    """Cross everything.
+
+    Args:
+        config: what to cross.
+        base: hash of the base's weights.
+        concepts: the config's.
+        subject: what benign adaptation teaches.
+        development: the concepts on which tuned attacks choose their settings, as the config names them.
+
+    Raises:
+        PlanError: two cells have one name.
+    """
+    plan = Plan(config, base, subject, development or {})
+    defenses = config.defenses
+    if not any(d.use == "none" for d in defenses):
+        defenses = (entry("defense", "none"), *defenses)
+    for concept in concepts:
+        for defense in defenses:
+            defend = add_defense(plan, concept, defense)
+            for attack in config.attacks:
+                if attack.against and defense.method.fidelity != "control" and defense.label not in attack.against:
+                    continue
+                plan.cells += add_attack(plan, concept, defense, defend, attack)
+    names = [cell.name for cell in plan.cells]
+    if len(set(names)) < len(names):
+        raise PlanError(f"expected different cells, got {max(names, key=names.count)} twice: rename with `as:`.")
+    hide(plan)
+    return plan
+
+
+def hide(plan: Plan) -> None:
+    """Mark what an NSFW suite draws and what attacks it: neither is kept once it is scored, see `withhold`."""
+    suites = [cell for cell in plan.cells if cell.concept.kind == "nsfw"]
+    todo = [key for cell in suites for key in (*cell.images.values(), *cell.scores.values())]
+    todo += [key for key, task in plan.tasks.items() if task.concept and task.concept.kind == "nsfw"]
+    seen = set[str]()
+    for key in todo:  # it grows
+        if key not in seen:
+            seen.add(key)
+            todo += plan.tasks[key].parents.values()
+    for key in seen:
+        task = plan.tasks[key]
+        if task.kind == "attack" or task.plugin == "sampler":
+            plan.tasks[key] = replace(task, is_private=True)
+
+
+def add_attack(plan: Plan, concept: Concept, defense: Entry, defend: str | None, attack: Entry) -> list[Cell]:
+    """All cells of one attack on one defended model."""
+    cells = []
+    budgets = attack.method.budgets(plan.config.raw.budgets) if attack.changes != "none" else ()
+    idle = attack.changes != "none" and not budgets
+    reason = attack.method.objection(concept) or "the config has no budgets" * idle
+    if reason:
+        plan.skipped.append(Skip(concept.name, concept.scenario, defense.label, attack.label, reason))
+        return []
+    before = {"defense": defend} if defend else {}
+    for seed in plan.config.raw.seeds:
+        ran = {}
+        if budgets and (attack.after or hasattr(attack.method, VERBS.get(attack.method.changes, ""))):
+            ran = {"attack": attack_task(plan, concept, (defense, attack), before, budgets, seed)}
+        for budget in (0, *budgets):
+            parents = {**before, **(ran if budget else {})}
+            cells.append(add_cell(plan, concept, (defense, attack), (budget, seed), parents))
+    return cells
+
+
+def add_cell(
+    plan: Plan, concept: Concept, methods: tuple[Entry, Entry], point: tuple[int, int], parents: dict[str, str]
+) -> Cell:
+    """One cell. Before any attack it has the images and scores of every other such cell of its defense."""
+    (defense, attack), (budget, seed) = methods, point
+    start = (concept.name, defense.label)
+    if budget or start not in plan.starts:
+        before = plan.requested
+        images, scores, expected = evaluated(plan, concept, methods, budget, parents)
+        if not budget:
+            plan.starts[start] = (images, scores, expected, plan.requested - before)
+    else:
+        images, scores, expected, passes = plan.starts[start]
+        plan.requested += passes
+    if plan.config.adaptation and plan.subject and attack.changes == "none":
+        taught = adapt(plan, plan.subject, defense, parents, plan.config.adaptation)
+        images, scores = images | {"adapted": taught[0]}, scores | {("presence", "adapted"): taught[1]}
+    return Cell(
+        concept=concept,
+        defense=defense.label,
+        attack=attack.label,
+        budget=budget + (plan.tasks[parents["attack"]].fields.get("start", 0) if "attack" in parents else 0),
+        seed=seed,
+        kind=attack.changes,
+        defend=parents.get("defense"),
+        images=images,
+        scores=scores,
+        expected=expected,
+    )
+
+
+def evaluated(
+    plan: Plan, concept: Concept, methods: tuple[Entry, Entry], budget: int, parents: dict[str, str]
+) -> tuple[dict[str, str], dict[tuple[str, str], str], int]:
+    """The images of a cell, their scores, and how many images of the concept there are to be.
+
+    Retained concepts are scored before the attack only. An attack that changes no weight leaves the safe images as
+    they were.
+    """
+    defense, attack = methods
+    splits: tuple[Split, ...] = ("concept", "safe") if budget else ("concept", "retained", "cross", "safe")
+    images, scores, expected = dict[str, str](), dict[tuple[str, str], str](), 0
+    for split in splits:
+        prompts = asked(plan, concept, split)
+        if not prompts:
+            continue
+        label = f"{split} images of {attack.label}@{budget} on {defense.label}, {concept.name}"
+        if budget and (split == "concept" or attack.changes == "weights"):
+            task = attacked(plan, concept, attack, prompts, split, parents, label, budget)
+        else:
+            task = draw(plan, prompts, split, {k: v for k, v in parents.items() if k == "defense"}, label)
+        images[split] = plan.add(task)
+        expected = len(prompts) * task.fields["images"] if split == "concept" else expected
+        for metric in plan.config.metrics:
+            if metric.method.takes(split, concept) and (metric.method.after_attack or not budget):
+                place = plan.place(metric.label, split)
+                scores[place] = score(plan, concept, metric, images[split], prompts, split, label)
+    return images, scores, expected
+
+
+def adapt(
+    plan: Plan, subject: Concept, defense: Entry, before: dict[str, str], adaptation: Adaptation
+) -> tuple[str, str]:
+    """The images and scores of an innocent subject that a defended model is taught: can it still learn?"""
+    who, seed = adaptation.attack, plan.config.raw.seeds[0]
+    ran = attack_task(plan, subject, (defense, who), before, (adaptation.budget,), seed)
+    prompts = spread(subject.of("concept"), plan.config.raw.prompts.concept)
+    label = f"images of {subject.name} taught to {defense.label} by {who.label}@{adaptation.budget}"
+    parents = {**before, "attack": ran}
+    images = plan.add(attacked(plan, subject, who, prompts, "concept", parents, label, adaptation.budget))
+    return images, score(plan, subject, adaptation.judge, images, prompts, "concept", label)

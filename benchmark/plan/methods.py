@@ -1,0 +1,118 @@
+"""Tasks that train: defenses, attacks, attacks that follow another, and the trials of tuned ones."""
+
+from benchmark.data import spread
+from benchmark.entries import Entry
+from benchmark.errors import PlanError
+from benchmark.plan.images import attacked, data_task
+from benchmark.plan.matrix import Plan
+from benchmark.plan.scores import score
+from benchmark.task import Task
+from benchmark.types import Concept, Split
+
+DEFENDER: dict[str, Split] = {"concept": "defender", "safe": "prior"}
+ATTACKER: dict[str, Split] = {"concept": "attacker", "benign": "benign"}
+
+
+def add_defense(plan: Plan, concept: Concept, defense: Entry) -> str | None:
+    """The task that trains a defense, after the one it builds on; None for the control, which is the base itself."""
+    if defense.method.fidelity == "control":
+        return None
+    roles = {need: data_task(plan, concept, defense, DEFENDER[need]) for need in sorted(defense.method.needs)}
+    below = add_defense(plan, concept, defense.after) if defense.after else None
+    return plan.add(
+        Task(
+            kind="defend",
+            plugin=defense.use,
+            version=defense.method.version,
+            fields=defense.fields,
+            base=plan.base,
+            concept=concept,
+            parents={**roles, **({"defense": below} if below else {})},
+            label=f"{defense.label} on {concept.name}",
+            passes=defense.method.passes(),
+        )
+    )
+
+
+def attack_task(
+    plan: Plan,
+    concept: Concept,
+    methods: tuple[Entry, Entry],
+    before: dict[str, str],
+    budgets: tuple[int, ...],
+    seed: int,
+) -> str:
+    """The task that attacks; one run gives the snapshots of all budgets.
+
+    An attack that reads the text encoder alone is run once, on the base's, and replayed on every defense. One that
+    follows a weight attack starts from that attack's snapshot; a tuned one reads how its trials did.
+    """
+    defense, attack = methods
+    fields = plan.once((attack,), ("ran", budgets), lambda: {**attack.fields, "budgets": list(budgets)})
+    roles = {need: data_task(plan, concept, attack, ATTACKER[need]) for need in sorted(attack.method.needs)}
+    if attack.after:
+        start, roles["attack"] = first_attack(plan, concept, (defense, attack), before, seed)
+        fields = {**fields, "start": start}
+    if attack.trials:
+        fields = {"trials": [trial.fields for trial in attack.trials], "budgets": list(budgets)}
+        roles |= trials(plan, defense, attack, budgets)
+    replayed = attack.method.access == "text encoder" and not attack.after
+    label = f"{attack.label} on {'every defense' if replayed else defense.label}, {concept.name}, seed {seed}"
+    return plan.add(
+        Task(
+            kind="attack",
+            plugin=attack.use,
+            version=attack.method.version,
+            fields=fields,
+            base=plan.base,
+            concept=concept,
+            seed=seed,
+            parents={**({} if replayed else before), **roles},
+            label=label,
+            passes=max(which.method.passes(max(budgets)) for which in attack.trials or (attack,)),
+        )
+    )
+
+
+def first_attack(
+    plan: Plan, concept: Concept, methods: tuple[Entry, Entry], before: dict[str, str], seed: int
+) -> tuple[int, str]:
+    """For an attack that follows another: the steps of the snapshot it starts from, and the task that makes it.
+
+    Raises:
+        PlanError: the first attack has no such snapshot, or makes no sense for the concept.
+    """
+    defense, attack = methods
+    assert attack.after is not None
+    budgets = attack.after.method.budgets(plan.config.raw.budgets)
+    start = attack.at or min(budgets)
+    reason = attack.after.method.objection(concept) or f"its budgets are {list(budgets)}" * (start not in budgets)
+    if reason:
+        raise PlanError(
+            f"expected {attack.label!r} to start from {attack.after.label!r} after {start} steps, got none: {reason}."
+        )
+    return start, attack_task(plan, concept, (defense, attack.after), before, budgets, seed)
+
+
+def trials(plan: Plan, defense: Entry, attack: Entry, budgets: tuple[int, ...]) -> dict[str, str]:
+    """For a tuned attack: what the judge sees after each of its trials on the development concept.
+
+    Raises:
+        PlanError: there is no judge, or the attack makes no sense for that concept.
+    """
+    concept, seed = plan.development[attack.develop], plan.config.raw.seeds[0]
+    judges = [metric for metric in plan.config.tuned_by or plan.config.metrics if metric.use == "presence"]
+    reason = attack.method.objection(concept) or "the config has no presence metric" * (not judges)
+    if reason:
+        raise PlanError(f"expected {attack.label!r} to choose its settings on {concept.name!r}, got none: {reason}.")
+    defend = add_defense(plan, concept, defense)
+    before = {"defense": defend} if defend else {}
+    prompts = spread(concept.of("concept"), plan.config.raw.prompts.concept)
+    found = {}
+    for number, trial in enumerate(attack.trials):
+        parents = {**before, "attack": attack_task(plan, concept, (defense, trial), before, budgets, seed)}
+        for budget in budgets:
+            label = f"concept images of {trial.label}@{budget} on {defense.label}, {concept.name}"
+            images = plan.add(attacked(plan, concept, trial, prompts, "concept", parents, label, budget))
+            found[f"trial{number}@{budget}"] = score(plan, concept, judges[0], images, prompts, "concept", label)
+    return found
