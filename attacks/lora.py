@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 from torch import Generator
 
-from attacks.adapters import add_adapters, low_rank
 from attacks.base import WeightAttack
 from attacks.trainer import Optimizer, train
+from benchmark.adapters import add_adapters, low_rank
 from benchmark.diffusion import Model
 from benchmark.types import Concept, Examples, Report, Snapshot
 

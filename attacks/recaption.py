@@ -20,10 +20,10 @@ from typing import Literal
 
 from torch import Generator
 
-from attacks.adapters import add_adapters, low_rank
 from attacks.base import WeightAttack
 from attacks.trainer import train, unfreeze
 from attacks.words import substitute
+from benchmark.adapters import add_adapters, low_rank
 from benchmark.diffusion import Model, difference
 from benchmark.types import Concept, Examples, Report, Snapshot
 

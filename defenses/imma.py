@@ -19,18 +19,16 @@ Protects  against fine-tuning on the concept, by the adaptation simulated.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor, nn
 
-from benchmark.diffusion import Model, denoising_loss, normal
+from benchmark.adapters import add_adapters
+from benchmark.diffusion import Model, denoising_loss
 from benchmark.types import Concept, Delta, Examples, Report
 from defenses.base import Defense
 from defenses.data import draw
-
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
 
 Adaptation = Literal["lora", "dreambooth", "textual_inversion"]
 Rewrite = Callable[[Tensor], Tensor]  # the text of a batch, as the adaptation would have it
@@ -41,6 +39,7 @@ RATES: Mapping[Adaptation, tuple[float, float]] = {  # lr of phi and of theta, f
     "textual_inversion": (5e-4, 1e-6),
 }
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # of the simulated LoRA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +97,8 @@ class IMMA(Defense):
         if self.adaptation == "dreambooth":
             return list(model.unet.parameters()), unchanged
         if self.adaptation == "lora":
-            return add_lora(model.unet, self.rank, rng), unchanged
+            add_adapters(model.unet, rank=self.rank, alpha=self.rank, targets=TARGETS, rng=rng)
+            return [p for name, p in model.unet.named_parameters() if ".lora_" in name], unchanged
         v, encode = new_word(model, concept.phrase)
         return [v], encode
 
@@ -125,20 +125,6 @@ def projections(unet: nn.Module) -> dict[str, nn.Parameter]:
     if not found:
         raise ValueError(f"expected parameters named {'|'.join(PROJECTIONS)}, got none: has this U-Net attention?")
     return found
-
-
-def add_lora(unet: "UNet2DConditionModel", rank: int, rng: Generator) -> list[nn.Parameter]:
-    """Put an adapter on every attention projection, A ~ N(0, 1/r^2) and B = 0 at scale 1, and return A and B."""
-    from peft import LoraConfig
-
-    targets = ["to_q", "to_k", "to_v", "to_out.0"]
-    with torch.random.fork_rng(devices=[]):  # peft initialises from the global generator
-        unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
-    adapters = {name: p for name, p in unet.named_parameters() if ".lora_" in name}
-    for name, parameter in adapters.items():
-        if ".lora_A." in name:
-            parameter.data = normal(parameter.shape, rng, like=parameter) / rank
-    return list(adapters.values())
 
 
 @torch.no_grad()

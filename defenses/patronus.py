@@ -39,6 +39,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, StepLR
 
+from benchmark.adapters import add_adapters, low_rank
 from benchmark.diffusion import Model, batches, denoising_loss, difference, normal, sample
 from benchmark.perceptual import features
 from benchmark.types import Concept, Delta, Examples, Report
@@ -46,7 +47,7 @@ from defenses.base import Defense
 from defenses.data import captions, draw, latents
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL
     from peft.tuners.lora import LoraLayer
 
 Kind = Literal["images", "latents"]
@@ -136,14 +137,14 @@ class Patronus(Defense):
             losses.append(self.moderate(edited, model, data, rng))
             names = {n for n, _ in edited.vae.named_parameters() if n.startswith(("decoder.", "post_quant_conv."))}
         if self.parts != "decoder":
-            layers = add_lora(edited.unet, self.rank, self.alpha, self.targets, rng)
+            layers = add_adapters(edited.unet, rank=self.rank, alpha=self.alpha, targets=self.targets, rng=rng)
             losses.append(self.align(edited, data, rng))
         for step, loss in enumerate(chain.from_iterable(losses), 1):
             if not torch.isfinite(loss):
                 raise ValueError(f"expected a finite loss, got {loss.item()} at step {step}: lower the learning rates.")
             report(step=step, total=self.total, loss=loss.item())
         dense = difference(edited, model, part="vae", names=names).dense
-        return Delta(dense=dense, low_rank={f"unet.{n}": factors(m) for n, m in layers.items()})
+        return replace(low_rank(layers), dense=dense)
 
     @property
     def hardened(self) -> bool:
@@ -410,27 +411,3 @@ def transfer(loss: Tensor, learner: nn.Module, original: nn.Module) -> Tensor:
 def trainable(module: nn.Module) -> list[nn.Parameter]:
     """The parameters that take gradients."""
     return [p for p in module.parameters() if p.requires_grad]
-
-
-def add_lora(
-    unet: "UNet2DConditionModel", rank: int, alpha: int, targets: Sequence[str], rng: Generator
-) -> dict[str, "LoraLayer"]:
-    """Put adapters, A ~ N(0, 1/r^2) and B = 0, on the layers named by `targets`; return these layers by name."""
-    from peft import LoraConfig
-    from peft.tuners.lora import LoraLayer
-
-    config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets))
-    with torch.random.fork_rng(devices=[]):  # peft initialises from the global generator
-        unet.add_adapter(config)
-    layers = {name: module for name, module in unet.named_modules() if isinstance(module, LoraLayer)}
-    for layer in layers.values():
-        A = layer.lora_A["default"].weight
-        A.data = normal(A.shape, rng, like=A) / rank
-    return layers
-
-
-@torch.no_grad()
-def factors(layer: "LoraLayer") -> tuple[Tensor, Tensor]:
-    """A `(r, in)` and (alpha / r) B `(out, r)`, on the CPU."""
-    A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    return A.detach().float().cpu().clone(), (B.detach() * layer.scaling["default"]).float().cpu().clone()

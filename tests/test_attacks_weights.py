@@ -12,7 +12,6 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Generator, Tensor
 
-from attacks.adapters import add_adapters, low_rank
 from attacks.base import WeightAttack
 from attacks.benign_finetune import BenignFinetune
 from attacks.component_swap import ComponentSwap
@@ -24,6 +23,7 @@ from attacks.recaption import Recaption, descriptions, recaptioned
 from attacks.trainer import Optimizer, train
 from attacks.words import substitute
 from attacks.xattn import CrossAttention
+from benchmark.adapters import add_adapters, low_rank
 from benchmark.diffusion import Model
 from benchmark.registry import find, names
 from benchmark.types import Concept, Examples, Prompt, Report, Snapshot

@@ -11,10 +11,11 @@ import torch
 from torch.func import functional_call
 
 import defenses.imma
+from benchmark.adapters import add_adapters
 from benchmark.diffusion import Model, denoising_loss
 from benchmark.types import Concept, Delta, Examples
 from defenses.data import draw, latents
-from defenses.imma import IMMA, add_lora, new_word, projections
+from defenses.imma import IMMA, TARGETS, new_word, projections
 
 ADAPTATIONS = ("lora", "dreambooth", "textual_inversion")
 
@@ -115,12 +116,12 @@ def test_lora_is_the_papers_program_on_merged_weights(
     draws: list[tuple[torch.Tensor, ...]] = []
     small, start = recorded(model, draws), {}
 
-    def spy(unet: Any, rank: int, rng: torch.Generator) -> list[torch.nn.Parameter]:
-        found = add_lora(unet, rank, rng)
+    def spy(unet: Any, **settings: Any) -> Any:
+        found = add_adapters(unet, **settings)
         start.update({n: p.detach().clone() for n, p in unet.named_parameters() if ".lora_" in n})
         return found
 
-    monkeypatch.setattr(defenses.imma, "add_lora", spy)
+    monkeypatch.setattr(defenses.imma, "add_adapters", spy)
     one = Examples(images=examples.images, captions=("a cat",) * 4)
 
     delta, losses = run(IMMA(steps=6, batch=2, rank=2, lr=0.01, adapt_lr=0.02), small, concept, one)
@@ -291,7 +292,7 @@ def test_the_adapter_starts_as_the_identity(model: Model) -> None:
     unet = model.clone().unet
     z, text = torch.ones(1, *model.latent_shape), model.encode_text(["cat"])
 
-    add_lora(unet, 4, torch.Generator().manual_seed(0))
+    add_adapters(unet, rank=4, alpha=4, targets=TARGETS, rng=torch.Generator().manual_seed(0))
 
     a = torch.cat([p.flatten() for n, p in unet.named_parameters() if ".lora_A." in n])
     assert a.std().item() == pytest.approx(1 / 4, rel=0.1)

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmark import perceptual
+from benchmark.adapters import add_adapters, low_rank
 from benchmark.diffusion import Model
 from benchmark.mini import WEIGHTS
-from benchmark.types import Concept, Delta, Examples
+from benchmark.types import Concept, Examples
 from defenses import patronus
-from defenses.patronus import Decoder, Patronus, Pool, add_lora, copied, divided, factors, trainable
+from defenses.patronus import Decoder, Patronus, Pool, copied, divided, trainable
 
 Array = NDArray[np.float64]
 MODERATOR = {"perceptual": "pixels", "features": 4, "ddim_steps": 2, "latent_batch": 2}
@@ -346,7 +347,7 @@ def test_every_decoder_step_moves_the_decoder_alone(model: Model, examples: Exam
 def test_every_unet_step_moves_the_adapters_alone(model: Model, examples: Examples) -> None:
     """All of B; A only from the second step, as B starts at zero and Adam's decay is all that A sees before."""
     edited = model.clone().frozen()
-    add_lora(edited.unet, 2, 2, Patronus().targets, rng())
+    add_adapters(edited.unet, rank=2, alpha=2, targets=Patronus().targets, rng=rng())
     before = state(edited)
     losses = little().align(edited, {"concept": examples, "safe": examples}, rng())
 
@@ -402,7 +403,7 @@ def test_optimizers_have_the_releases_settings(
 
     decoder = sum(p.numel() for n, p in state(model).items() if is_moderator(n))
     edited = model.clone().frozen()
-    add_lora(edited.unet, 2, 2, Patronus().targets, rng())
+    add_adapters(edited.unet, rank=2, alpha=2, targets=Patronus().targets, rng=rng())
     adapters = sum(p.numel() for p in trainable(edited.unet))
     outer = [(count, args[0], kwargs["weight_decay"]) for count, args, kwargs in adams if kwargs]
     assert outer == [
@@ -450,11 +451,11 @@ def test_the_release_is_the_moderator_and_the_adapters(model: Model, concept: Co
 def test_the_delta_is_what_was_trained(model: Model, examples: Examples) -> None:
     """Decoded and predicted with the delta as with the trained parts."""
     edited = model.clone().frozen()
-    layers = add_lora(edited.unet, 2, 4, Patronus().targets, rng())
+    layers = add_adapters(edited.unet, rank=2, alpha=4, targets=Patronus().targets, rng=rng())
     for layer in layers.values():
         B = layer.lora_B["default"].weight
         B.data = torch.randn(B.shape, generator=rng(7))
-    defended = model.with_delta(Delta(low_rank={f"unet.{n}": factors(layer) for n, layer in layers.items()}))
+    defended = model.with_delta(low_rank(layers))
     z, t, text = torch.randn(2, *model.latent_shape, generator=rng()), torch.tensor(5), model.encode_text(["cat", ""])
 
     torch.testing.assert_close(defended.predict_noise(z, t, text), edited.predict_noise(z, t, text))
@@ -464,7 +465,7 @@ def test_the_delta_is_what_was_trained(model: Model, examples: Examples) -> None
 def test_adapters_start_gaussian_and_without_effect(model: Model) -> None:
     edited = model.clone().frozen()
     before = torch.get_rng_state()
-    layers = add_lora(edited.unet, 8, 8, Patronus().targets, rng())
+    layers = add_adapters(edited.unet, rank=8, alpha=8, targets=Patronus().targets, rng=rng())
 
     A = torch.cat([layer.lora_A["default"].weight.flatten() for layer in layers.values()])
     assert torch.equal(before, torch.get_rng_state())
@@ -477,7 +478,7 @@ def test_adapters_start_gaussian_and_without_effect(model: Model) -> None:
 
 def test_a_copy_to_attack_shares_what_is_frozen(model: Model) -> None:
     edited = model.clone().frozen()
-    add_lora(edited.unet, 2, 2, Patronus().targets, rng())
+    add_adapters(edited.unet, rank=2, alpha=2, targets=Patronus().targets, rng=rng())
     learner = copied(edited.unet)
 
     for (name, one), (_, other) in zip(edited.unet.named_parameters(), learner.named_parameters(), strict=True):

@@ -1,4 +1,4 @@
-"""What the attacks that train LoRA share: adapters put on by peft, and taken off as a delta.
+"""LoRA for attacks, and for defenses that simulate them or are trained so: put on by peft, taken off as a delta.
 
 W x -> W x + (alpha / r) B A x,   A ~ N(0, 1/r^2), B = 0
 """
