@@ -19,7 +19,7 @@ from benchmark.conformance import SMALL, tiny_concept, tiny_examples, tiny_model
 from benchmark.diffusion import Model
 from tests.bench import __main__ as command
 from tests.bench import alone, executors, gpu, loops, runs, sampling, scale, training
-from tests.bench.paired import Seconds, Turns, alternate, ratio
+from tests.bench.paired import Ratio, Seconds, Turns, alternate, ratio
 from tests.bench.table import Line, Row, as_json, compared, markdown
 from tests.bench.training import Bed, Case
 from tests.runs import write_config
@@ -362,3 +362,34 @@ def test_make_bench_names_this_package() -> None:
     done = subprocess.run(["make", "-n", "bench"], capture_output=True, text=True, check=True)
 
     assert "-m tests.bench" in done.stdout
+
+
+@pytest.mark.parametrize("name", training.NAMES)
+def test_a_line_runs_the_steps_it_says_and_no_more(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the method's own: those are a paper's, and take hours."""
+    seen: list[Case] = []
+
+    def note(case: Case, _: Any) -> Any:
+        seen.append(case)
+        return Ratio(value=1.0, low=1.0, high=1.0, processor=1.0, ours=1.0, theirs=1.0, pairs=1), 0.0
+
+    monkeypatch.setattr(training, "in_turn", note)
+
+    training.steps_of(name, at=Bed(None, None, {}))  # type: ignore[arg-type]
+
+    fields = [f for f in ("steps", "d1_steps", "d2_steps", "u1_steps", "u2_steps") if hasattr(seen[0].method, f)]
+    assert {getattr(seen[0].method, f) for f in fields} <= {seen[0].steps}
+    assert seen[0].steps <= 60
+
+
+def test_a_stopped_bench_keeps_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped() -> Any:
+        raise KeyboardInterrupt
+
+    lines = (Line("one", lambda: [Row(what="one", value=1.5)]), Line("two", stopped))
+    monkeypatch.setattr(command, "LINES", lines)
+
+    with pytest.raises(KeyboardInterrupt):
+        command.main(["--out", str(tmp_path)])
+
+    assert "1.5" in (tmp_path / "bench.md").read_text()

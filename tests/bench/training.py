@@ -109,7 +109,7 @@ def in_turn(case: Case, at: Bed) -> tuple[Ratio, float]:
 def steps_of(name: str, at: Bed | None = None, steps: int | None = None) -> Sequence[Row]:
     """The row of one method's step."""
     case = cases()[name]
-    found, apart = in_turn(case.cut(steps) if steps else case, at or bed())
+    found, apart = in_turn(case.cut(steps or case.steps), at or bed())
     what = f"{name}: a step against a bare loop on latents encoded beforehand"
     return [compared(what, found, target=">= 0.97", note=f"losses apart by {apart:.0e}")]
 
