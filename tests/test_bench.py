@@ -293,7 +293,7 @@ def test_scale_is_measured_in_processes_of_their_own(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(alone, "command", invoked)
     monkeypatch.setattr(scale, "many", partial(scale.many, defenses=2, attacks=2, seeds=1, budgets=2))
 
-    planned, stored, boards = scale.planning(1), scale.stored(1, 20, runs=1), scale.boards(2, 1, draws=50)
+    planned, stored, boards = scale.planning(1), scale.stored(1, 20, runs=1), scale.boards(1, 2, 1, draws=50)
 
     assert all(row.value is not None and row.target for row in (*planned, *stored, *boards))
 

@@ -8,14 +8,16 @@ each defense also has a marker of its own.
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -72,14 +74,26 @@ class Look:
 
 @dataclass
 class Tips:
-    """What a point says when pointed at, by the id of its group in the SVG."""
+    """What points say when pointed at, by the id of their group in the SVG."""
 
-    texts: list[str] = field(default_factory=list)
+    texts: list[list[str]] = field(default_factory=list)
 
-    def add(self, text: str) -> str:
-        """Keep a text; return its id."""
-        self.texts.append(text)
-        return f"tip{len(self.texts) - 1}"
+    def add(self, texts: Iterable[str]) -> str:
+        """Keep the texts of a group of points, in their order; return its id."""
+        self.texts.append(list(texts))
+        return f"tips{len(self.texts) - 1}"
+
+    def write(self, svg: str) -> str:
+        """The SVG with a title on each point."""
+        for i, texts in enumerate(self.texts):
+            start = svg.index(f'<g id="tips{i}">')
+            head, *points = re.split(r"(?=<use )", svg[start:], maxsplit=len(texts))
+            titled = (
+                f'<g class="tip"><title>{html.escape(text)}</title>{point.replace("/>", "/></g>", 1)}'
+                for text, point in zip(texts, points, strict=True)
+            )
+            svg = svg[:start] + head + "".join(titled)
+        return svg
 
 
 def looks(board: Board) -> dict[str, Look]:
@@ -135,17 +149,21 @@ def draw_curves(axes: Axes, part: pd.DataFrame, styles: dict[str, Look], tips: T
 def draw_line(
     axes: Axes, rows: pd.DataFrame, color: str, tips: Tips, name: str, *, has_band: bool = True, **shape: Any
 ) -> None:
-    """One curve with its band; every point can be pointed at."""
+    """One curve with its band; every point can be pointed at. The limits of the axes are the caller's to set."""
+    x, y = rows["budget"].to_numpy(float), rows["presence"].to_numpy(float)
     if has_band:
-        low, high = rows["ci_low"].astype(float), rows["ci_high"].astype(float)
-        axes.fill_between(rows["budget"], low, high, color=color, alpha=0.13, linewidth=0)
-    axes.plot(rows["budget"], rows["presence"], color=color, **{"linewidth": 1.5} | shape)
-    for row in rows.to_dict("records"):
-        if pd.notna(row["presence"]):
-            found = interval(row["presence"], row.get("ci_low"), row.get("ci_high"))
-            text = f"{name}, budget {row['budget']}: {found}"
-            point = Line2D([row["budget"]], [row["presence"]], marker="o", markersize=9, color=color, alpha=0)
-            axes.add_line(point).set_gid(tips.add(text))
+        low, high = rows["ci_low"].to_numpy(float), rows["ci_high"].to_numpy(float)
+        axes.add_artist(FillBetweenPolyCollection("x", x, low, high, color=color, alpha=0.13, linewidth=0))
+    axes.add_artist(Line2D(x, y, color=color, **{"linewidth": 1.5} | shape))
+    known = rows[rows["presence"].notna()]
+    texts = [
+        f"{name}, budget {row['budget']}: {interval(row['presence'], row.get('ci_low'), row.get('ci_high'))}"
+        for row in known.to_dict("records")
+    ]
+    if texts:
+        unseen: Any = {"linestyle": "none", "marker": "o", "markersize": 9, "alpha": 0}
+        points = Line2D(x[~np.isnan(y)], y[~np.isnan(y)], color=color, **unseen)
+        axes.add_artist(points).set_gid(tips.add(texts))
 
 
 def interval(value: float, low: float | None, high: float | None) -> str:
@@ -175,7 +193,7 @@ def draw_pareto(axes: Axes, rows: pd.DataFrame, utility: str, styles: dict[str, 
         label = "none (base)" if name == CONTROL else name
         worst = interval(y, row["worst_presence_low"], row["worst_presence_high"])
         (point,) = axes.plot(x, y, "o", markersize=11, color=look.color, alpha=0)
-        point.set_gid(tips.add(f"{label}: worst presence {worst}, {UTILITIES[utility]} {x:.3g}"))
+        point.set_gid(tips.add([f"{label}: worst presence {worst}, {UTILITIES[utility]} {x:.3g}"]))
         labels.setdefault((x, y), []).append(label)
     for place, names in labels.items():
         axes.annotate(", ".join(names), place, xytext=(6, 4), textcoords="offset points", fontsize=7.5)
@@ -232,8 +250,7 @@ def svg(figure: Figure, tips: Tips, prefix: str, label: str) -> str:
     text = re.sub(r"^.*?(?=<svg )|<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
     for color, variable in VARIABLES.items():
         text = text.replace(color, f"var({variable})")
-    for i, tip in enumerate(tips.texts):
-        text = text.replace(f'<g id="tip{i}">', f'<g id="tip{i}" class="tip"><title>{html.escape(tip)}</title>')
+    text = tips.write(text)
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
     head = f'<svg role="img" aria-label="{html.escape(label)}" '
     return re.sub(r'^<svg (?:width|height)="[^"]*" |^<svg ', head, text).strip()

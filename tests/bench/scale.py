@@ -16,6 +16,7 @@ from benchmark.session import Session
 from benchmark.store import MARKER, Store, digest
 from benchmark.types import Concept
 from leaderboards.board import build as build_board
+from tests import large
 from tests.bench.alone import alone, commands, timed
 from tests.bench.paired import Seconds, now
 from tests.bench.table import Row
@@ -121,12 +122,30 @@ def judged(defenses: int, concepts: int, draws: int) -> tuple[int, int, Seconds]
     return len(cells), len(scores), now().since(started)
 
 
-def boards(defenses: int = 8, concepts: int = 5, draws: int = 2000) -> Sequence[Row]:
-    """Time and memory of a large board."""
+def published(root: Path, out: Path, sizes: Sequence[int]) -> tuple[int, int, Seconds]:
+    """Cells, results and seconds of what `titer board` does after planning: it reads a store and writes all tables."""
+    plan = large.plan(*sizes)
+    job = Session(plan, Store(root), None, out, "large")
+    started = now()
+    job.publish()
+    return len(plan.cells), len(plan.tasks), now().since(started)
+
+
+def boards(concepts: int = 5, defenses: int = 8, attacks: int = 5, draws: int = 2000) -> Sequence[Row]:
+    """Time and memory of a large board: its statistics alone, and with the store, all tables and the report."""
     spent = alone(judged, defenses, concepts, draws)
     cells, scores, seconds = spent.result
-    what = f"a board over {cells:,} cells of 200 images, {draws:,} draws"
+    what = f"the statistics of {cells:,} cells of 200 images, {draws:,} draws"
+    sizes = concepts, defenses, attacks
+    with tempfile.TemporaryDirectory() as name:
+        root, out = Path(name) / "store", Path(name) / "out"
+        large.fill(large.plan(*sizes), root)
+        whole = alone(published, root, out, sizes)
+    many, results, each = whole.result
+    board = f"titer board over {many:,} cells of 200 images, 2,000 draws"
     return [
         timed(what, seconds, "<= 10", f"{scores:,} scores"),
         Row(what=f"{what}: peak memory", value=spent.megabytes, unit="MB", target="<= 2000"),
+        timed(board, each, "<= 10", f"{results:,} results read, all tables and the report written"),
+        Row(what=f"{board}: peak memory", value=whole.megabytes, unit="MB", target="<= 2000"),
     ]
