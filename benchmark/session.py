@@ -20,6 +20,7 @@ from benchmark.families import objections
 from benchmark.files import empty, write_whole
 from benchmark.plan import Plan, build
 from benchmark.report import page
+from benchmark.report.sketch import Sketch
 from benchmark.seen import Seen
 from benchmark.store import Store
 from benchmark.task import Task
@@ -164,6 +165,12 @@ class Session:
 
     def publish(self, seen: Seen | None = None) -> Board:
         """Write the tables, `failures.json`, the report and, last, `run.json`."""
+        curves = {(cell.concept.name, cell.attack) for cell in self.plan.cells if cell.budget}
+        with Sketch(len(curves)) as sketch:
+            return self.write(seen, sketch)
+
+    def write(self, seen: Seen | None, sketch: Sketch) -> Board:
+        """Write it all; `sketch` draws the curves."""
         seen = seen or Seen(self.store, self.plan.tasks)
         t = self.tables(seen)
         self.board = build_board(t.scores, t.cells, t.costs, t.distances, draws=self.plan.config.raw.draws)
@@ -178,7 +185,7 @@ class Session:
         labelled = {self.plan.tasks[key].label: trace for key, trace in self.failed.items()}
         write_whole(self.out / "failures.json", json.dumps(labelled, indent=1))
         facts = self.describe(rows)
-        page.write(self.plan, seen, self.board, facts, self.out / "report")
+        page.write(self.plan, seen, self.board, facts, self.out / "report", sketch)
         noted = {"published": self.noted(seen)}
         write_whole(self.out / published.RUN, json.dumps(facts | noted, indent=1, sort_keys=True))
         return self.board

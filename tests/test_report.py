@@ -19,8 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 from benchmark.artifacts import load_images
+from benchmark.errors import TiterError
 from benchmark.plan import Plan
 from benchmark.report import figures, gallery, page
+from benchmark.report.sketch import Sketch
 from benchmark.store import Store
 from leaderboards.board import Board
 from tests.reports import FACTS, board_of, fill, small_plan
@@ -359,3 +361,43 @@ def test_writing_a_report_needs_no_torch() -> None:
     for file in Path("benchmark/report").glob("*.py"):
         names = {n.module or "" for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.ImportFrom)}
         assert not {n for n in names if n.startswith(("torch", "benchmark.artifacts", "benchmark.stages"))}, file
+
+
+def test_a_large_boards_curves_are_the_same_drawn_by_a_second_process(
+    run: tuple[Plan, Store, Board], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many defenses, so that all dashes are used; a missing point and a missing interval."""
+    frame = run[2].curves
+    one = (
+        frame[frame["defense"] != "none"]
+        .iloc[:4]
+        .assign(presence=[0.5, None, 0.25, 1.0], ci_low=[0.4, None, None, 0.9])
+    )
+    looks = {
+        f"d{i}": figures.Look(color=figures.SERIES[i % 7], marker="o", dash=figures.DASHES[i // 7]) for i in range(15)
+    }
+    parts = [pd.concat([one.assign(defense=name) for name in looks], ignore_index=True), one.assign(defense="d3")]
+
+    def drawn(count: int) -> list[str]:
+        with Sketch(count) as sketch:
+            sketch.ask(parts, ["first", "second"], looks)
+            assert bool(sketch.process) == (count > 8)
+            return sketch.drawn()
+
+    assert drawn(30) == drawn(2)
+    assert len(drawn(2)) == 2
+
+
+def test_a_second_process_that_fails_says_of_what(run: tuple[Plan, Store, Board]) -> None:
+    with Sketch(30) as sketch:
+        sketch.ask([run[2].curves.drop(columns="presence")], ["x"], {})
+        with pytest.raises(TiterError, match="presence"):
+            sketch.drawn()
+
+
+def test_no_second_process_stays_behind() -> None:
+    with pytest.raises(KeyboardInterrupt), Sketch(30) as sketch:
+        raise KeyboardInterrupt
+
+    assert sketch.process is not None
+    assert sketch.process.poll() is not None

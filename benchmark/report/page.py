@@ -17,6 +17,7 @@ import pandas as pd
 from benchmark.files import write_whole
 from benchmark.plan import Plan
 from benchmark.report import gallery
+from benchmark.report.sketch import Sketch
 from benchmark.store import Store
 from leaderboards.board import CONTROL, Board
 
@@ -74,11 +75,14 @@ class Field:
     badge: str = ""
 
 
-def write(plan: Plan, store: Store, board: Board, facts: Mapping[str, Any], folder: Path) -> Path:
+def write(
+    plan: Plan, store: Store, board: Board, facts: Mapping[str, Any], folder: Path, sketch: Sketch | None = None
+) -> Path:
     """Write `folder/index.html`, whole or not at all; links lead to the run's tables one folder up.
 
     Args:
         facts: what `run.json` says: config, base, versions, machine, command, planned_passes, spent.
+        sketch: what draws the curves; without one, this process.
     """
     import jinja2
 
@@ -90,21 +94,23 @@ def write(plan: Plan, store: Store, board: Board, facts: Mapping[str, Any], fold
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    text = environment.get_template("template.html.j2").render(context(plan, store, board, facts))
+    text = environment.get_template("template.html.j2").render(context(plan, store, board, facts, sketch or Sketch()))
     write_whole(folder / "index.html", text)
     return folder / "index.html"
 
 
-def context(plan: Plan, store: Store, board: Board, facts: Mapping[str, Any]) -> dict[str, Any]:
+def context(plan: Plan, store: Store, board: Board, facts: Mapping[str, Any], sketch: Sketch) -> dict[str, Any]:
     """All that the template reads."""
     import yaml
 
     from benchmark.report import figures
 
     pictures, styles = gallery.Pictures(plan, store), figures.looks(board)
+    panels = curves(board)
+    sketch.ask([panel["part"] for panel in panels], [panel["label"] for panel in panels], styles)
     metas = {key: store.meta(key) for key in plan.tasks if store.has(key)}
     described = {str(k): v for k, v in facts.items() if k not in ("config", "versions", "machine", "command")}
-    return {
+    found = {
         "name": plan.config.raw.name,
         "model": plan.config.raw.model,
         "is_toy": bool(board.leaderboard.get("toy", pd.Series(dtype=bool)).any()),
@@ -114,7 +120,6 @@ def context(plan: Plan, store: Store, board: Board, facts: Mapping[str, Any]) ->
         "comparisons": comparisons(board),
         "matrices": matrices(board),
         "legend": legend(styles),
-        "curves": curves(board, styles),
         "paretos": paretos(board, styles),
         "blocks": gallery.blocks(pictures, board.cells),
         "cells": cells(board),
@@ -130,6 +135,7 @@ def context(plan: Plan, store: Store, board: Board, facts: Mapping[str, Any]) ->
         "tables": [*(f"{table.name}.csv" for table in fields(board)), *FILES],
         "bundle": bundle(),
     }
+    return found | {"curves": [panel | {"svg": svg} for panel, svg in zip(panels, sketch.drawn(), strict=True)]}
 
 
 def bundle() -> str:
@@ -286,12 +292,12 @@ def legend(styles: Mapping[str, "Look"]) -> list[tuple[str, str, str]]:
     return [(name, look.variable, signs[look.marker]) for name, look in styles.items()]
 
 
-def curves(board: Board, styles: Mapping[str, "Look"]) -> list[dict[str, Any]]:
-    """A panel for each concept and attack with budgets, and its numbers."""
+def curves(board: Board) -> list[dict[str, Any]]:
+    """What each panel shows, one for each concept and attack with budgets, and its numbers."""
     from benchmark.report import figures
 
     found = []
-    for i, (named, part) in enumerate(figures.panels(board)):
+    for named, part in figures.panels(board):
         title = f"{'all concepts' if named['concept'] == 'all' else named['concept']}, {named['attack']}"
         if board.curves[["model", "scenario"]].drop_duplicates().shape[0] > 1:
             title += f" ({named['model']}, {named['scenario']})"
@@ -305,8 +311,8 @@ def curves(board: Board, styles: Mapping[str, "Look"]) -> list[dict[str, Any]]:
             for row in rows
             if not is_missing(row["presence"])
         ]
-        drawn = figures.curve_svg(part, dict(styles), f"c{i}", label)
-        found.append({"title": title, "svg": drawn, "numbers": numbers, "is_all": named["concept"] == "all"})
+        is_all = named["concept"] == "all"
+        found.append({"title": title, "part": part, "label": label, "numbers": numbers, "is_all": is_all})
     return found
 
 
