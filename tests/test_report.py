@@ -248,6 +248,30 @@ def test_the_story_is_a_prompt_that_was_lost_and_came_back(run: Run) -> None:
     assert 0 < story.returned <= story.erased <= story.pairs == 8
 
 
+def test_the_story_shows_what_the_judge_is_surest_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = gallery.Pictures(run[0], run[1])
+    found = gallery.verdicts(pictures, "cat", "esd", "lora")
+    candidates = [p for p, verdicts in found.items() if verdicts == ("seen", "absent", "seen")]
+    names = {p.id: name for p, name in pictures.prompts(pictures.at["cat", "esd", "lora", 0])}
+    assert len(candidates) > 1
+    for best in candidates:
+        monkeypatch.setattr(pictures, "doubt", lambda _, best=best: dict.fromkeys(found, 0.4) | {best: 0.1})
+
+        told = gallery.story(pictures, run[2].cells)
+
+        assert told and told.prompt == names[best]
+
+
+def test_the_doubt_of_a_judge_is_how_far_its_share_is_from_its_verdict(run: Run) -> None:
+    pictures = gallery.Pictures(run[0], run[1])
+    cell = pictures.at["cat", "none", "none", 0]
+    table = pd.read_parquet(run[1].path(cell.scores["presence", "concept"]) / "scores.parquet")
+    first = table[table["number"] == 0].set_index("prompt_id")
+    share = first["p"] if "p" in first else first["value"]
+
+    assert pictures.doubt(cell) == pytest.approx((first["value"] - share).abs().to_dict())
+
+
 @pytest.mark.parametrize(
     ("always", "title"), [(0.0, "The concept stayed away"), (1.0, "The defense did not remove the concept")]
 )
@@ -401,3 +425,12 @@ def test_no_second_process_stays_behind() -> None:
 
     assert sketch.process is not None
     assert sketch.process.poll() is not None
+
+
+def test_labels_of_points_that_lie_close_are_moved_apart() -> None:
+    close, far = [(56.0, 1.0), (56.1, 1.0), (56.3, 0.98)], [(51.0, 0.0), (54.8, 0.25)]
+
+    found = figures.apart([*close, *far], (50.0, 57.0))
+
+    assert sorted(found[place] for place in close) == [0, 1, 2]
+    assert [found[place] for place in far] == [0, 0]

@@ -35,6 +35,7 @@ UTILITIES = {
     "benign_adaptation": "benign adaptation",
 }
 MARGINS = {"left": 0.135, "right": 0.965, "top": 0.97, "bottom": 0.185}  # of a panel: looking for them takes longer
+LEADING = 9  # points between two labels
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "titer",
@@ -195,12 +196,24 @@ def draw_pareto(axes: Axes, rows: pd.DataFrame, utility: str, styles: dict[str, 
         (point,) = axes.plot(x, y, "o", markersize=11, color=look.color, alpha=0)
         point.set_gid(tips.add([f"{label}: worst presence {worst}, {UTILITIES[utility]} {x:.3g}"]))
         labels.setdefault((x, y), []).append(label)
-    for place, names in labels.items():
-        axes.annotate(", ".join(names), place, xytext=(6, 4), textcoords="offset points", fontsize=7.5)
     axes.margins(x=0.22)
     axes.set_ylim(-0.03, 1.08)
+    for place, level in apart(list(labels), axes.get_xlim()).items():
+        below = LEADING * level * (1 if place[1] < 0.5 else -1)  # towards the middle
+        text = ", ".join(labels[place])
+        axes.annotate(text, place, xytext=(6, 4 + below), textcoords="offset points", fontsize=7.5)
     axes.set_xlabel(f"{UTILITIES[utility]} →")
     axes.set_ylabel("← worst presence")
+
+
+def apart(places: Sequence[tuple[float, float]], limits: tuple[float, float]) -> dict[tuple[float, float], int]:
+    """How many lines the label of each point is moved, so that none covers the label of a point near it."""
+    found: dict[tuple[float, float], int] = {}
+    width = limits[1] - limits[0]
+    for x, y in sorted(places):
+        near = {k for (a, b), k in found.items() if abs(x - a) < 0.3 * width and abs(y - b) < 0.1}
+        found[x, y] = next(k for k in range(len(places)) if k not in near)
+    return found
 
 
 def front(rows: pd.DataFrame, utility: str) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import io
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
@@ -101,7 +101,7 @@ class Pictures:
     store: Store
     at: dict[tuple[str, str, str, int], Cell] = field(init=False)
     images: dict[tuple[str, int], dict[str, str]] = field(default_factory=dict)
-    verdicts: dict[str, dict[str, Verdict]] = field(default_factory=dict)
+    scored: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         first = min((cell.seed for cell in self.plan.cells), default=0)
@@ -118,18 +118,27 @@ class Pictures:
 
     def judged(self, cell: Cell) -> dict[str, Verdict]:
         """The judge's verdict on the first image of each prompt, by prompt id."""
+        return {prompt: verdict(row["value"]) for prompt, row in self.scores(cell).items()}
+
+    def doubt(self, cell: Cell) -> dict[str, float]:
+        """How far from sure the judge is of that verdict, 0 to 1, by prompt id; 0 for a judge that does not say."""
+        rows = self.scores(cell)
+        return {p: abs(row["value"] - row["p"]) if row.get("p") is not None else 0.0 for p, row in rows.items()}
+
+    def scores(self, cell: Cell) -> dict[str, dict[str, Any]]:
+        """What the judge kept of the first image of each prompt, by prompt id."""
         key = cell.scores.get(JUDGE)
         if key is None or not self.store.has(key):
             return {}
-        if key not in self.verdicts:
+        if key not in self.scored:
             try:
                 file = pq.ParquetFile(self.store.path(key) / "scores.parquet")
-                table = file.read(["prompt_id", "number", "value"]).to_pylist()
+                kept = [name for name in ("prompt_id", "number", "value", "p") if name in file.schema_arrow.names]
+                table = file.read(kept).to_pylist()
             except UNREADABLE:
                 table = []
-            first = [row for row in table if row["number"] == 0]
-            self.verdicts[key] = {row["prompt_id"]: verdict(row["value"]) for row in first}
-        return self.verdicts[key]
+            self.scored[key] = {row["prompt_id"]: row for row in table if row["number"] == 0}
+        return self.scored[key]
 
     def picture(self, cell: Cell, prompt: Prompt, name: str, side: int = SIDE) -> Picture:
         """The first image that a cell has of a prompt."""
@@ -247,7 +256,8 @@ def by_presence(cells: pd.DataFrame, concept: str, defense: str, attacks: Iterab
 def story(pictures: Pictures, cells: pd.DataFrame) -> Story | None:
     """The pair of models in which the concept comes back most often; None if nothing was attacked.
 
-    The prompt is the first in which the base draws it, the defended model does not and the attacked one does.
+    Of the prompts in which the base draws it, the defended model does not and the attacked one does, it is the one of
+    which the judge is surest.
     """
     ok = set(cells[cells["status"] == "ok"][["concept", "defense", "attack"]].itertuples(index=False, name=None))
     best: tuple[tuple[bool, int, int], tuple[str, str, str]] | None = None
@@ -281,7 +291,11 @@ def tell(pictures: Pictures, concept: str, defense: str, attack: str) -> Story:
     found, budgets = verdicts(pictures, concept, defense, attack), pictures.arms(concept, defense)[attack]
     start = pictures.at[concept, defense, attack, 0]
     wanted: list[tuple[Verdict, ...]] = [("seen", "absent", "seen"), ("absent", "absent", "seen")]
-    order = [p for verdicts in wanted for p in found if found[p] == verdicts]
+    keys = [(concept, CONTROL, attack, 0), (concept, defense, attack, 0), (concept, defense, attack, budgets[-1])]
+    doubts = [pictures.doubt(pictures.at[key]) for key in keys]
+    judged = [p for p in found if "unknown" not in found[p]]
+    surest = sorted(judged, key=lambda p: sum(doubt.get(p, 0.0) for doubt in doubts))
+    order = [p for verdicts in wanted for p in surest if found[p] == verdicts]
     prompt, name = next(
         ((p, name) for chosen in order for p, name in pictures.prompts(start) if p.id == chosen),
         pictures.prompts(start)[0],
