@@ -381,7 +381,7 @@ def full(*_: Any) -> None:
 def test_a_full_disk_fails_the_task_with_the_reason(tiny_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """The rest goes on, and once there is room again so does the task."""
     plan = make_plan(tmp_path, tiny_folder, attacks=["none"])
-    monkeypatch.setattr(stages, "save_delta", full)
+    monkeypatch.setattr("benchmark.stages.training.save_delta", full)
 
     outcome = compute(plan, tmp_path / "store", tiny_folder)
 

@@ -5,6 +5,7 @@ each step. Everything else is exact.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def test_a_random_trajectory_is_planned_as_its_mean(name: str, model: Model, con
 @pytest.mark.parametrize("name", attacks(WeightAttack))
 def test_a_weight_attack_spends_what_it_says(name: str, model: Model, concept: Concept, examples: Examples) -> None:
     method, before = small(name), spent(model)
-    card = conformance.replace(concept, paraphrases=("small pet",))
+    card = replace(concept, paraphrases=("small pet",))
 
     last = conformance.finetuned(method, model, card, examples, method.budgets([1, 3]), conformance.silent)[-1]
 
