@@ -21,8 +21,8 @@ from torch import Tensor
 from benchmark.artifacts import load_images
 from benchmark.errors import TiterError
 from benchmark.plan import Plan
-from benchmark.report import figures, gallery, page
-from benchmark.report.sketch import Sketch
+from benchmark.report import figures, gallery, page, series
+from benchmark.report.sketch import Panel, Sketch
 from benchmark.store import Store
 from leaderboards.board import Board
 from tests.reports import FACTS, board_of, fill, small_plan
@@ -351,7 +351,7 @@ def test_figures_are_written_for_a_paper(run: Run, tmp_path: Path) -> None:
 
 def test_a_curve_draws_the_board_and_differs_from_other_figures_only_in_ids(run: Run) -> None:
     board = run[2]
-    (_, part), styles = figures.panels(board)[0], figures.looks(board)
+    (_, part), styles = series.panels(board)[0], series.looks(board)
     one, two = (figures.curve_svg(part, styles, prefix, "a label") for prefix in ("a", "b"))
 
     row = part[(part["defense"] == "esd") & (part["budget"] == 50)].iloc[0]
@@ -365,7 +365,7 @@ def test_a_curve_draws_the_board_and_differs_from_other_figures_only_in_ids(run:
 def test_looks_differ(run: Run) -> None:
     names = [f"d{i}" for i in range(20)]
     board = replace(run[2], leaderboard=pd.DataFrame({"defense": [*names, "none"]}))
-    found = figures.looks(board)
+    found = series.looks(board)
 
     assert list(found) == names
     assert len({(look.color, look.marker, look.dash) for look in found.values()}) == 20
@@ -387,34 +387,34 @@ def test_writing_a_report_needs_no_torch() -> None:
         assert not {n for n in names if n.startswith(("torch", "benchmark.artifacts", "benchmark.stages"))}, file
 
 
-def test_a_large_boards_curves_are_the_same_drawn_by_a_second_process(
-    run: tuple[Plan, Store, Board], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_boards_figures_are_the_same_drawn_by_a_second_process(run: Run) -> None:
     """Many defenses, so that all dashes are used; a missing point and a missing interval."""
-    frame = run[2].curves
-    one = (
-        frame[frame["defense"] != "none"]
-        .iloc[:4]
-        .assign(presence=[0.5, None, 0.25, 1.0], ci_low=[0.4, None, None, 0.9])
-    )
+    frame, leaders = run[2].curves, run[2].leaderboard
+    some = frame[frame["defense"] != "none"].iloc[:4]
+    one = some.assign(presence=[0.5, None, 0.25, 1.0], ci_low=[0.4, None, None, 0.9])
     looks = {
-        f"d{i}": figures.Look(color=figures.SERIES[i % 7], marker="o", dash=figures.DASHES[i // 7]) for i in range(15)
+        f"d{i}": series.Look(color=series.SERIES[i % 7], marker="o", dash=series.DASHES[i // 7]) for i in range(15)
     }
-    parts = [pd.concat([one.assign(defense=name) for name in looks], ignore_index=True), one.assign(defense="d3")]
+    utility = series.utilities(run[2])[0]
+    panels = [
+        Panel(rows=pd.concat([one.assign(defense=name) for name in looks], ignore_index=True), label="first"),
+        Panel(rows=one.assign(defense="d3"), label="second"),
+        Panel(rows=leaders[[*series.WORST, utility]], label="third", utility=utility),
+    ]
 
     def drawn(count: int) -> list[str]:
         with Sketch(count) as sketch:
-            sketch.ask(parts, ["first", "second"], looks)
+            sketch.ask(panels, looks)
             assert bool(sketch.process) == (count > 8)
             return sketch.drawn()
 
     assert drawn(30) == drawn(2)
-    assert len(drawn(2)) == 2
+    assert len(drawn(2)) == 3
 
 
-def test_a_second_process_that_fails_says_of_what(run: tuple[Plan, Store, Board]) -> None:
+def test_a_second_process_that_fails_says_of_what(run: Run) -> None:
     with Sketch(30) as sketch:
-        sketch.ask([run[2].curves.drop(columns="presence")], ["x"], {})
+        sketch.ask([Panel(rows=run[2].curves.drop(columns="presence"), label="x")], {})
         with pytest.raises(TiterError, match="presence"):
             sketch.drawn()
 

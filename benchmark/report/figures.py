@@ -1,14 +1,13 @@
 """Figures of a board by matplotlib: for the report as inline SVG, for a paper as PDF and PNG.
 
 The same functions draw both. In a page the few colours become CSS variables, so that a figure follows the light or dark
-scheme, text stays text, and a point says its numbers when pointed at. Colours are those of Okabe and Ito (2008), and
-each defense also has a marker of its own.
+scheme, text stays text, and a point says its numbers when pointed at.
 """
 
 import html
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,18 +21,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from benchmark.report.series import INK, LINE, MUTED, UTILITIES, VARIABLES, Look, interval, looks, panels, utilities
 from leaderboards.board import CONTROL, Board
 
-INK, MUTED, LINE = "#101112", "#737578", "#dcdddf"
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
-VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line"} | {c: f"--s{i}" for i, c in enumerate(SERIES)}
-UTILITIES = {
-    "retained_accuracy": "retained accuracy",
-    "clip_score": "CLIP score, safe prompts",
-    "benign_adaptation": "benign adaptation",
-}
 MARGINS = {"left": 0.135, "right": 0.965, "top": 0.97, "bottom": 0.185}  # of a panel: looking for them takes longer
 LEADING = 9  # points between two labels
 STYLE: Any = {
@@ -57,20 +47,6 @@ STYLE: Any = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """How a defense is drawn everywhere."""
-
-    color: str
-    marker: str
-    dash: Any
-
-    @property
-    def variable(self) -> str:
-        """The CSS variable of its colour."""
-        return VARIABLES[self.color]
 
 
 @dataclass
@@ -97,33 +73,7 @@ class Tips:
         return svg
 
 
-def looks(board: Board) -> dict[str, Look]:
-    """A look for each defense but the control, in the order of the leaderboard."""
-    names = [name for name in dict.fromkeys(board.leaderboard["defense"]) if name != CONTROL]
-    return {
-        name: Look(
-            color=SERIES[i % len(SERIES)],
-            marker=MARKERS[i % len(MARKERS)],
-            dash=DASHES[i // len(SERIES) % len(DASHES)],
-        )
-        for i, name in enumerate(names)
-    }
-
-
-def panels(board: Board) -> list[tuple[dict[str, Any], pd.DataFrame]]:
-    """The curves of each model, scenario, concept and attack that has budgets; `all` is there with two concepts."""
-    found = []
-    names = ["model", "scenario", "concept", "attack"]
-    for key, part in board.curves.groupby(names, sort=False):
-        named = dict(zip(names, key, strict=True))
-        own = board.curves[(board.curves["model"] == named["model"]) & (board.curves["scenario"] == named["scenario"])]
-        single = own["concept"].nunique() <= 2  # the concept, and `all`
-        if part["budget"].max() > 0 and part["presence"].notna().any() and not (named["concept"] == "all" and single):
-            found.append((named, part))
-    return sorted(found, key=lambda pair: pair[0]["concept"] != "all")
-
-
-def draw_curves(axes: Axes, part: pd.DataFrame, styles: dict[str, Look], tips: Tips) -> None:
+def draw_curves(axes: Axes, part: pd.DataFrame, styles: Mapping[str, Look], tips: Tips) -> None:
     """Presence over budget of each defense with its interval, and the ceiling: the base under the same attack."""
     budgets = sorted(part["budget"].unique())
     base = part[part["defense"] == CONTROL].sort_values("budget")
@@ -167,20 +117,7 @@ def draw_line(
         axes.add_artist(points).set_gid(tips.add(texts))
 
 
-def interval(value: float, low: float | None, high: float | None) -> str:
-    """`0.50 [0.20, 0.80]`; without the interval where it is missing."""
-    if low is None or high is None or pd.isna(low) or pd.isna(high):
-        return f"{value:.2f}"
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def utilities(board: Board) -> list[str]:
-    """The columns of utility that at least one defense has together with a worst presence."""
-    rows = board.leaderboard[board.leaderboard["worst_presence"].notna()]
-    return [name for name in UTILITIES if name in rows and rows[name].notna().any()]
-
-
-def draw_pareto(axes: Axes, rows: pd.DataFrame, utility: str, styles: dict[str, Look], tips: Tips) -> None:
+def draw_pareto(axes: Axes, rows: pd.DataFrame, utility: str, styles: Mapping[str, Look], tips: Tips) -> None:
     """Worst presence against utility: low and to the right is best; the line joins what nothing else beats in both."""
     known = rows[rows["worst_presence"].notna() & rows[utility].notna()]
     best = front(known[known["defense"] != CONTROL], utility)
@@ -239,7 +176,7 @@ def draw_matrix(axes: Axes, rows: pd.DataFrame, attacks: Sequence[str]) -> None:
             axes.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.55 else "black")
 
 
-def curve_svg(part: pd.DataFrame, styles: dict[str, Look], prefix: str, label: str) -> str:
+def curve_svg(part: pd.DataFrame, styles: Mapping[str, Look], prefix: str, label: str) -> str:
     """One panel of curves for a page."""
     with mpl.rc_context(STYLE):
         figure, tips = Figure(figsize=(3.4, 2.25)), Tips()
@@ -248,7 +185,7 @@ def curve_svg(part: pd.DataFrame, styles: dict[str, Look], prefix: str, label: s
         return svg(figure, tips, prefix, label)
 
 
-def pareto_svg(rows: pd.DataFrame, utility: str, styles: dict[str, Look], prefix: str, label: str) -> str:
+def pareto_svg(rows: pd.DataFrame, utility: str, styles: Mapping[str, Look], prefix: str, label: str) -> str:
     """One Pareto plot for a page."""
     with mpl.rc_context(STYLE):
         figure, tips = Figure(figsize=(3.4, 2.6), layout="constrained"), Tips()

@@ -16,13 +16,13 @@ import pandas as pd
 
 from benchmark.files import write_whole
 from benchmark.plan import Plan
-from benchmark.report import gallery
-from benchmark.report.sketch import Sketch
+from benchmark.report import gallery, series
+from benchmark.report.sketch import Panel, Sketch
 from benchmark.store import Store
 from leaderboards.board import CONTROL, Board
 
 if TYPE_CHECKING:
-    from benchmark.report.figures import Look
+    from benchmark.report.series import Look
 
 HERE = Path(__file__).parent
 DASH = "\N{EN DASH}"  # a missing number
@@ -103,11 +103,9 @@ def context(plan: Plan, store: Store, board: Board, facts: Mapping[str, Any], sk
     """All that the template reads."""
     import yaml
 
-    from benchmark.report import figures
-
-    pictures, styles = gallery.Pictures(plan, store), figures.looks(board)
-    panels = curves(board)
-    sketch.ask([panel["part"] for panel in panels], [panel["label"] for panel in panels], styles)
+    pictures, styles = gallery.Pictures(plan, store), series.looks(board)
+    first, second = curves(board), paretos(board)
+    sketch.ask([shown["panel"] for shown in (*first, *second)], styles)
     metas = {key: store.meta(key) for key in plan.tasks if store.has(key)}
     described = {str(k): v for k, v in facts.items() if k not in ("config", "versions", "machine", "command")}
     found = {
@@ -120,7 +118,6 @@ def context(plan: Plan, store: Store, board: Board, facts: Mapping[str, Any], sk
         "comparisons": comparisons(board),
         "matrices": matrices(board),
         "legend": legend(styles),
-        "paretos": paretos(board, styles),
         "blocks": gallery.blocks(pictures, board.cells),
         "cells": cells(board),
         "warnings": warnings(plan, board, metas),
@@ -135,7 +132,9 @@ def context(plan: Plan, store: Store, board: Board, facts: Mapping[str, Any], sk
         "tables": [*(f"{table.name}.csv" for table in fields(board)), *FILES],
         "bundle": bundle(),
     }
-    return found | {"curves": [panel | {"svg": svg} for panel, svg in zip(panels, sketch.drawn(), strict=True)]}
+    drawn = sketch.drawn()
+    svgs = [shown | {"svg": svg} for shown, svg in zip((*first, *second), drawn, strict=True)]
+    return found | {"curves": svgs[: len(first)], "paretos": svgs[len(first) :]}
 
 
 def bundle() -> str:
@@ -294,10 +293,8 @@ def legend(styles: Mapping[str, "Look"]) -> list[tuple[str, str, str]]:
 
 def curves(board: Board) -> list[dict[str, Any]]:
     """What each panel shows, one for each concept and attack with budgets, and its numbers."""
-    from benchmark.report import figures
-
     found = []
-    for named, part in figures.panels(board):
+    for named, part in series.panels(board):
         title = f"{'all concepts' if named['concept'] == 'all' else named['concept']}, {named['attack']}"
         if board.curves[["model", "scenario"]].drop_duplicates().shape[0] > 1:
             title += f" ({named['model']}, {named['scenario']})"
@@ -305,27 +302,27 @@ def curves(board: Board) -> list[dict[str, Any]]:
         rows = part.sort_values(["defense", "budget"]).to_dict("records")
         numbers = [
             [
-                *(row["defense"], row["budget"], figures.interval(row["presence"], row["ci_low"], row["ci_high"])),
+                *(row["defense"], row["budget"], series.interval(row["presence"], row["ci_low"], row["ci_high"])),
                 *(number(row["ceiling"], share=True), row["n"]),
             ]
             for row in rows
             if not is_missing(row["presence"])
         ]
         is_all = named["concept"] == "all"
-        found.append({"title": title, "part": part, "label": label, "numbers": numbers, "is_all": is_all})
+        panel = Panel(rows=part, label=label)
+        found.append({"title": title, "panel": panel, "numbers": numbers, "is_all": is_all})
     return found
 
 
-def paretos(board: Board, styles: Mapping[str, "Look"]) -> list[dict[str, Any]]:
+def paretos(board: Board) -> list[dict[str, Any]]:
     """Worst presence against each utility that was measured."""
-    from benchmark.report import figures
-
     found: list[dict[str, Any]] = []
     for (model, scenario), rows in board.leaderboard.groupby(["model", "scenario"], sort=False):
-        for utility in figures.utilities(board):
-            label = f"Worst presence against {figures.UTILITIES[utility]}; the numbers are in the leaderboard."
-            drawn = figures.pareto_svg(rows, utility, dict(styles), f"p{len(found)}", label)
-            found.append({"title": f"{figures.UTILITIES[utility]} ({model}, {scenario})", "svg": drawn, "numbers": []})
+        for utility in series.utilities(board):
+            label = f"Worst presence against {series.UTILITIES[utility]}; the numbers are in the leaderboard."
+            panel = Panel(rows=rows[[*series.WORST, utility]], label=label, utility=utility)
+            title = f"{series.UTILITIES[utility]} ({model}, {scenario})"
+            found.append({"title": title, "panel": panel, "numbers": []})
     return found
 
 

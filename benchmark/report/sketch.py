@@ -1,6 +1,6 @@
-"""The curves of a large board, drawn by a second process while the first does the rest of the page.
+"""The figures of a large board, drawn by a second process while the first does the rest of the page.
 
-    python -m benchmark.report.sketch    panels on the standard input, their SVG as JSON on the standard output
+    python -m benchmark.report.sketch    what to draw on the standard input, SVG as JSON on the standard output
 
 A panel takes matplotlib a tenth of a second; a board of many concepts and attacks has dozens.
 """
@@ -11,17 +11,28 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import IO, Any
 
 import pandas as pd
 
 from benchmark.errors import TiterError
+from benchmark.report.series import Look
 
 MANY = 8  # panels: for fewer, a second process would start longer than it draws
 
 
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """A figure that is wanted: presence over budget, or, with a `utility`, worst presence against it."""
+
+    rows: pd.DataFrame
+    label: str
+    utility: str = ""
+
+
 class Sketch:
-    """Curves, drawn here or, of a board of many panels, elsewhere. To be closed: `with Sketch(count) as sketch`.
+    """Figures, drawn here or, if there are many, elsewhere. To be closed: `with Sketch(count) as sketch`.
 
     Args:
         count: how many panels there will be, or about; a second process starts now if they are many.
@@ -30,8 +41,9 @@ class Sketch:
     def __init__(self, count: int = 0) -> None:
         command = [sys.executable, "-m", __name__]
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self.process = subprocess.Popen(command, **pipes) if count > MANY else None  # ours, with no word of a user's
-        self.asked: tuple[Sequence[pd.DataFrame], dict[str, Any]] = [], {}
+        self.process = subprocess.Popen(command, **pipes) if count > MANY else None
+        self.panels: Sequence[Panel] = []
+        self.looks: Mapping[str, Look] = {}
 
     def __enter__(self) -> "Sketch":
         return self
@@ -41,12 +53,12 @@ class Sketch:
             self.process.kill()
             self.process.communicate()
 
-    def ask(self, parts: Sequence[pd.DataFrame], labels: Sequence[str], looks: Mapping[str, Any]) -> None:
-        """Say which panels are wanted: their rows, labels, and how each defense looks."""
-        self.asked = parts, {"labels": list(labels), "looks": {name: vars(look) for name, look in looks.items()}}
+    def ask(self, panels: Sequence[Panel], looks: Mapping[str, Look]) -> None:
+        """Say which panels are wanted, and how each defense looks."""
+        self.panels, self.looks = panels, looks
         if self.process and self.process.stdin:
             with suppress(BrokenPipeError):  # it died: `drawn` says of what
-                send(self.process.stdin, *self.asked)
+                send(self.process.stdin, panels, looks)
             self.process.stdin = None
 
     def drawn(self) -> list[str]:
@@ -56,45 +68,56 @@ class Sketch:
             TiterError: the other process failed.
         """
         if not self.process:
-            return draw(*self.asked)
+            return draw(self.panels, self.looks)
         text, complaint = self.process.communicate()
         if self.process.returncode:
-            raise TiterError(f"expected drawn curves, got {complaint.decode().strip()[-500:]}: report this.")
+            raise TiterError(f"expected drawn figures, got {complaint.decode().strip()[-500:]}: report this.")
         found: list[str] = json.loads(text)
         return found
 
 
-def send(pipe: IO[bytes], parts: Sequence[pd.DataFrame], more: Mapping[str, Any]) -> None:
-    """Write panels: a line of JSON, then all rows as one Feather file."""
-    pipe.write(json.dumps(more).encode() + b"\n")
-    buffer = io.BytesIO()
-    rows = [part.assign(panel=i) for i, part in enumerate(parts)]
-    (pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()).to_feather(buffer)
-    pipe.write(buffer.getvalue())
-    pipe.flush()
+def send(pipe: IO[bytes], panels: Sequence[Panel], looks: Mapping[str, Look]) -> None:
+    """Write a line of JSON, then the rows of each panel as Feather."""
+    frames = [feather(panel.rows) for panel in panels]
+    named = [{"label": p.label, "utility": p.utility, "bytes": len(f)} for p, f in zip(panels, frames, strict=True)]
+    pipe.write(json.dumps({"panels": named, "looks": {name: vars(look) for name, look in looks.items()}}).encode())
+    pipe.write(b"\n")
+    pipe.write(b"".join(frames))
     pipe.close()
 
 
-def receive(pipe: IO[bytes]) -> tuple[list[pd.DataFrame], dict[str, Any]]:
+def feather(rows: pd.DataFrame) -> bytes:
+    """A frame as Feather, without its index."""
+    buffer = io.BytesIO()
+    rows.reset_index(drop=True).to_feather(buffer)
+    return buffer.getvalue()
+
+
+def receive(pipe: IO[bytes]) -> tuple[list[Panel], dict[str, Look]]:
     """What `send` wrote."""
-    more = json.loads(pipe.readline())
-    rows = pd.read_feather(io.BytesIO(pipe.read()))
-    parts = [part.drop(columns="panel") for _, part in rows.groupby("panel", sort=True)] if len(rows) else []
-    return parts, more
-
-
-def draw(parts: Sequence[pd.DataFrame], more: Mapping[str, Any]) -> list[str]:
-    """The SVG of each panel, made here."""
-    from benchmark.report import figures
-
-    looks = {name: figures.Look(**look | {"dash": dash(look["dash"])}) for name, look in more["looks"].items()}
-    labels = enumerate(more["labels"])
-    return [figures.curve_svg(part, looks, f"c{i}", label) for part, (i, label) in zip(parts, labels, strict=True)]
+    told = json.loads(pipe.readline())
+    panels = [
+        Panel(rows=pd.read_feather(io.BytesIO(pipe.read(one["bytes"]))), label=one["label"], utility=one["utility"])
+        for one in told["panels"]
+    ]
+    return panels, {name: Look(**look | {"dash": dash(look["dash"])}) for name, look in told["looks"].items()}
 
 
 def dash(found: Any) -> Any:
     """A dash pattern; JSON makes lists of matplotlib's tuples."""
     return found if isinstance(found, str) else (found[0], tuple(found[1]))
+
+
+def draw(panels: Sequence[Panel], looks: Mapping[str, Look]) -> list[str]:
+    """The SVG of each panel, made here."""
+    from benchmark.report import figures
+
+    return [
+        figures.pareto_svg(panel.rows, panel.utility, looks, f"p{i}", panel.label)
+        if panel.utility
+        else figures.curve_svg(panel.rows, looks, f"c{i}", panel.label)
+        for i, panel in enumerate(panels)
+    ]
 
 
 if __name__ == "__main__":
