@@ -4,6 +4,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -99,19 +100,31 @@ def served(on_ray: bool, folder: Path, count: int, steps: int) -> float:
 
 
 def workers(folder: Path | None = None, *, count: int = 12, steps: int = 12, rounds: int = 2) -> Sequence[Row]:
-    """Tasks a second of two workers on Ray against one process, in turn."""
+    """Tasks a second of two workers on Ray against one process, in turn; and of two processes that share nothing, which
+    is what the machine gives.
+    """
     what = f"{WORKERS} Ray workers against one process, one thread each"
     if find_spec("ray") is None:
         return [Row(what=what, value=None, note="ray is not installed: pip install 'titer[ray]'")]
     place = folder or models.locate("mini")
-    one, two = list[float](), list[float]()
+    one, two, free = list[float](), list[float](), list[float]()
     for _ in range(rounds):
-        one.append(alone(served, False, place, count, steps).result)
+        one.append(alone(served, False, place, count // WORKERS, steps).result)
         two.append(alone(served, True, place, count, steps).result)
+        with ThreadPoolExecutor(WORKERS) as pool:
+            works = [pool.submit(alone, served, False, place, count // WORKERS, steps) for _ in range(WORKERS)]
+            free.append(sum(work.result().result for work in works))
     each = [b / a for a, b in zip(one, two, strict=True)]
+    bare = [b / a for a, b in zip(one, free, strict=True)]
     note = f"{number(median(two))} against {number(median(one))} tasks a second; start and loading not counted"
     return [
-        Row(what=what, value=median(each), low=min(each), high=max(each), target=">= 1.8", note=f"{note}; min to max")
+        Row(what=what, value=median(each), low=min(each), high=max(each), target=">= 1.8", note=f"{note}; min to max"),
+        Row(
+            what=f"{WORKERS} processes that share nothing against one, one thread each: what the machine gives",
+            value=median(bare),
+            low=min(bare),
+            high=max(bare),
+        ),
     ]
 
 
