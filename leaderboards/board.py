@@ -114,15 +114,17 @@ def _leaderboard(rows: list[Row], costs: pd.DataFrame, distances: pd.DataFrame |
     gaps = list(dict.fromkeys(name for row in rows for name in gap.over_budgets(row.cells)))
     columns = [*LEADERBOARD[:-1], *(name for name in [*measured, *gaps] if name not in LEADERBOARD), LEADERBOARD[-1]]
     utility = [*UTILITY, "cmmd", *UNLEARNED, *measured]
-    return _ranked(pd.DataFrame([row.summary(costs, utility) for row in rows], columns=columns))
+    board = pd.DataFrame([row.summary(costs, utility) for row in rows], columns=columns)
+    return _ranked(board, pd.Series([not row.untold for row in rows], index=board.index, dtype=bool))
 
 
-def _ranked(board: pd.DataFrame) -> pd.DataFrame:
+def _ranked(board: pd.DataFrame, is_whole: pd.Series) -> pd.DataFrame:
     """Rank within model and scenario: smallest worst_presence, then largest retained_accuracy. Equals share a rank.
 
-    The control and rows without worst_presence have no rank and come last, the control at the very end.
+    The control has no rank, and neither have rows without worst_presence, or with one that is not the worst of all
+    their attacks (`is_whole`). They come last, the control at the very end.
     """
-    rankable = board[(board["defense"] != CONTROL) & board["worst_presence"].notna()]
+    rankable = board[(board["defense"] != CONTROL) & board["worst_presence"].notna() & is_whole]
     ranks = pd.Series(pd.NA, index=board.index, dtype="Int64")
     for _, part in rankable.groupby(["model", "scenario"]):
         demerits = _demerits(part)

@@ -71,9 +71,27 @@ class Row:
         )
 
     def status(self) -> str:
-        """`ok`, or how many of the cells are not."""
+        """`ok`, or how many of the cells are not, and which attacks tell nothing."""
         bad, total = int((self.cells["status"] != "ok").sum()), len(self.cells)
-        return f"{bad} of {total} cells not ok" if bad else "ok"
+        if not bad:
+            return "ok"
+        count = f"{bad} of {total} cells not ok"
+        is_known = self.worst.arm is not None
+        return f"{count}; unranked: nothing known of {', '.join(self.untold)}" if self.untold and is_known else count
+
+    @cached_property
+    def untold(self) -> list[str]:
+        """The attacks of which, for some concept, no cell can be used and one is lost.
+
+        A worst case that leaves them out is no worst case: it would be the better the more thoroughly an attack breaks
+        the images, or the run.
+        """
+        attacked = self.cells[self.cells["budget"] > 0]
+        found = dict[str, None]()
+        for (attack, _), part in attacked.groupby(["attack", "concept"], sort=False):
+            if not (part["status"] == "ok").any() and not part["status"].isin(["ok", "invalid"]).all():
+                found[str(attack)] = None
+        return list(found)
 
     @cached_property
     def start(self) -> pd.DataFrame:

@@ -259,6 +259,25 @@ def test_only_ok_cells_count_toward_worst_presence(changed: str) -> None:
     assert board.matrix.set_index("defense").loc["esd", "lora"] == pytest.approx(0.4)
 
 
+@pytest.mark.parametrize("changed", ["failed", "collapsed"])
+def test_an_attack_that_tells_nothing_leaves_its_defense_without_a_rank(changed: str) -> None:
+    """Else a defense would be the better, the more thoroughly an attack breaks its images."""
+    scores, cells, costs = frames("esd", "imma", concepts=("cat", "dog"))
+    gone = where(cells, defense="imma", attack="lora", concept="dog") & (cells["budget"] > 0)
+    if changed == "failed":
+        cells.loc[gone, "status"] = changed
+    else:
+        broken = where(scores, defense="imma", attack="lora", concept="dog") & (scores["budget"] > 0)
+        scores.loc[broken & (scores["metric"] == "clip_score"), "value"] = 0.0
+    board = make((scores, cells, costs))
+
+    imma = row(board, "imma")
+    assert imma["worst_presence"] < row(board, "esd")["worst_presence"]
+    assert pd.isna(imma["rank"]) and row(board, "esd")["rank"] == 1
+    assert imma["status"] == "2 of 12 cells not ok; unranked: nothing known of lora"
+    assert board.leaderboard["defense"].tolist() == ["esd", "imma", "none"]
+
+
 def test_weak_base_at_a_small_budget_does_not_end_the_titer() -> None:
     scores, cells, costs = frames("esd")
     scores.loc[where(scores, defense="none", attack="lora", budget=10, split="concept"), "value"] = 0.0
