@@ -22,7 +22,7 @@ check: $(VENV)/.test
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
-# Ratios to what one would write without titer, each measured in one run; ten minutes on two cores. Keeps build/bench.*
+# Ratios to what one would write without titer, each measured in one run; a quarter of an hour on two cores. Keeps build/bench.*
 bench: $(VENV)/.test
 	$(BIN)/python -m tests.bench
 
