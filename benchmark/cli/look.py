@@ -86,7 +86,10 @@ def list_(
 
 
 @app.command()
-def show(name: str, as_json: Json = False) -> None:
+def show(
+    name: Annotated[str, typer.Argument(help="What `titer list` names: a plug-in, a concept, a preset.")],
+    as_json: Json = False,
+) -> None:
     """Show a plug-in, a concept or a preset: its documentation, its fields and defaults, its fidelity."""
     from benchmark import catalog
 
