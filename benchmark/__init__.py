@@ -62,7 +62,7 @@ def run(
     from benchmark import config as configs
     from benchmark import own, session
     from benchmark.errors import ConfigError, unknown
-    from benchmark.session import EXECUTORS
+    from benchmark.executors import Executor
     from benchmark.watch import Bars
 
     values = dict(config) if isinstance(config, Mapping) else configs.read(str(config))
@@ -73,13 +73,13 @@ def run(
             if not isinstance(listed, list | tuple):
                 raise ConfigError(f"expected a list of {kind}s in the config, got {listed!r}: change it.")
             values = values | {f"{kind}s": [*listed, *own.items(kind, methods)]}
-    if executor not in EXECUTORS:
-        raise ConfigError(unknown("executor", executor, EXECUTORS))
+    if executor not in list(Executor):
+        raise ConfigError(unknown("executor", executor, Executor))
     checked = configs.parse(values)
     source = "benchmark.run" if isinstance(config, Mapping) else str(config)
     job = session.prepare(checked, source=source, out=Path(out) if out else None, store=Path(store))
     with Bars(Console(stderr=True, highlight=False), job.left) as bars:
-        outcome = job.run(bars, device=device, batch=batch, executor=executor, workers=workers)
+        outcome = job.run(bars, device=device, batch=batch, executor=Executor(executor), workers=workers)
     for key, trace in outcome.failed.items():
         reason = trace.strip().rpartition("\n")[2]
         warnings.warn(f"failed: {job.plan.tasks[key].label}: {reason} ({job.out / 'failures.json'})", stacklevel=2)

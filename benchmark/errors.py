@@ -60,7 +60,7 @@ class WorkerError(TiterError):
 
 def unknown(what: str, got: str, known: Iterable[str]) -> str:
     """`unknown defense 'eds': did you mean 'esd'? Known: esd, none.`"""
-    names = sorted(known)
+    names = sorted(map(str, known))  # an enumeration shows its values
     near = difflib.get_close_matches(got, names, n=1)
     hint = f": did you mean {near[0]!r}?" if near else "."
     return f"unknown {what} {got!r}{hint} Known: {', '.join(names) or 'none'}."

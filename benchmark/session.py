@@ -16,6 +16,7 @@ from benchmark import models, published, records, rescore, withhold
 from benchmark.config import Config
 from benchmark.data import load_concept
 from benchmark.errors import ConfigError, DataError, FolderError
+from benchmark.executors import Executor
 from benchmark.families import objections
 from benchmark.files import empty, write_whole
 from benchmark.plan import Plan, build
@@ -30,8 +31,6 @@ from leaderboards.board import build as build_board
 from leaderboards.claims import Claim, judge
 from leaderboards.files import write_table
 from leaderboards.merge import IncomparableError, Tables, combine
-
-EXECUTORS = ("local", "ray")
 
 
 @dataclass
@@ -91,7 +90,7 @@ class Session:
         *,
         device: str,
         batch: int,
-        executor: str = "local",
+        executor: Executor = Executor.local,
         workers: int | None = None,
         save_flagged: bool = False,
         keep_attacks: bool = False,
@@ -128,7 +127,9 @@ class Session:
         self.refresh()
         return done
 
-    def compute(self, events: Any, device: str, batch: int, executor: str = "local", workers: int | None = None) -> Any:
+    def compute(
+        self, events: Any, device: str, batch: int, executor: Executor = Executor.local, workers: int | None = None
+    ) -> Any:
         """Run the missing tasks in this process, or on Ray."""
         import torch
 
@@ -139,7 +140,7 @@ class Session:
             raise DataError(f"expected the weights of {self.plan.base} to compute with, got none: prepare a run.")
         with self.store.using():
             rescore.derive(self.plan, self.store)
-        if executor == "ray":
+        if executor is Executor.ray:
             from benchmark.executors import ray
 
             bench = Bench(self.folder, self.store, device=device, batch=batch, save_flagged=self.save_flagged)

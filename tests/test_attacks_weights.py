@@ -24,6 +24,7 @@ from attacks.trainer import Optimizer, train
 from attacks.words import substitute
 from attacks.xattn import CrossAttention
 from benchmark.adapters import add_adapters, low_rank
+from benchmark.conformance import same
 from benchmark.diffusion import Model
 from benchmark.registry import find, names
 from benchmark.types import Concept, Examples, Prompt, Report, Snapshot
@@ -70,18 +71,6 @@ def run(
     rng = Generator().manual_seed(0)
     budgets = method.budgets(asked)
     return list(method.finetune(model, base or model, card, data, budgets=budgets, rng=rng, report=report))
-
-
-def numbers(snapshot: Snapshot) -> dict[str, Tensor]:
-    """All tensors of a snapshot, by name."""
-    pairs = {f"{n}.{i}": t for n, pair in snapshot.delta.low_rank.items() for i, t in enumerate(pair)}
-    return {**snapshot.delta.dense, **pairs, **snapshot.tokens}
-
-
-def equal(a: Snapshot, b: Snapshot) -> bool:
-    """Whether two snapshots are the same to the bit."""
-    x, y = numbers(a), numbers(b)
-    return x.keys() == y.keys() and all(torch.equal(x[n], y[n]) for n in x)
 
 
 def moved(after: Model, before: Model) -> set[str]:
@@ -225,8 +214,8 @@ def test_a_snapshot_is_the_end_of_a_shorter_run(
 
     short, long = run(method, model, card, data, asked=(1,)), run(method, model, card, data, asked=(1, 2))
 
-    assert equal(short[-1], long[0])
-    assert len(long) == 1 or not equal(long[0], long[1])
+    assert same(short[-1], long[0])
+    assert len(long) == 1 or not same(long[0], long[1])
 
 
 class Poison(tuple[Prompt, ...]):
@@ -288,7 +277,7 @@ def test_an_attack_reads_its_own_split_alone(
     with_poison = run(method, model, poisoned, data, base=base, asked=(1,))
 
     assert data.read == method.needs
-    assert equal(with_poison[0], run(method, model, card, dict.fromkeys(method.needs, examples), asked=(1,))[0])
+    assert same(with_poison[0], run(method, model, card, dict.fromkeys(method.needs, examples), asked=(1,))[0])
 
 
 @pytest.mark.parametrize("method", [m for m in variants(presets=False) if not isinstance(m, ComponentSwap)], ids=label)
@@ -457,7 +446,7 @@ def test_recaptioned_adapters_are_loras(model: Model, card: Concept, examples: E
     ours = run(method, model, card, {"concept": examples})[-1]
     lora = run(LoRA(lr=1e-3, rank=2), model, card, {"concept": recaptioned(examples, card)})[-1]
 
-    assert equal(ours, lora)
+    assert same(ours, lora)
 
 
 def test_the_average_is_the_ecosystems(model: Model, card: Concept, examples: Examples) -> None:

@@ -7,9 +7,7 @@ import html
 import importlib.util
 import json
 import logging
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +17,6 @@ import pandas as pd
 import pytest
 import typer
 import yaml
-from playwright.sync_api import sync_playwright
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
@@ -27,13 +24,13 @@ from benchmark import catalog, config, data, flags, models, registry
 from benchmark.cli import app
 from benchmark.prompts import sets
 from benchmark.types import Split
+from tests.browsers import chromium
 from tests.pages import ROOT, blocks, small
 from tests.reader import Reader
 from tests.runs import tiny_config
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 # (a) Every block runs.
@@ -326,27 +323,20 @@ def test_links_and_pictures_of_the_readme_lead_somewhere() -> None:
 @pytest.mark.slow
 def test_the_site_works_from_the_disk_in_a_browser(site: Path) -> None:
     """Without an error or a request to the network, with a search that finds, at both widths."""
-    if CHROMIUM is None:
-        reason = "expected chromium on the path, got none: apt-get install chromium"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
     errors, requests = list[str](), list[str]()
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         for width in (1280, 390):
-            page = chromium.new_page(viewport={"width": width, "height": 800})
+            page = browser.new_page(viewport={"width": width, "height": 800})
             page.on("pageerror", lambda error: errors.append(str(error)))
             page.on("request", lambda request: requests.append(request.url))
             for file in ("index.html", "board.html", "methods/defenses.html"):
                 page.goto((site / file).as_uri())
                 overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
                 assert overflow <= 0, (file, width)
-        page = chromium.new_page(viewport={"width": 1280, "height": 800})
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
         page.goto((site / "index.html").as_uri())
         page.click("input[name=query]")
         page.keyboard.type("Holm")
         page.wait_for_function("document.querySelector('.md-search-result').innerText.includes('Holm')")
-        chromium.close()
     assert errors == []
     assert [address for address in requests if not address.startswith(("file:", "data:", "blob:"))] == []

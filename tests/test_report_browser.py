@@ -1,20 +1,18 @@
 """The report in a real Chromium: offline, sortable, filterable, readable on a phone and in the dark, hard to break."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from torch import Tensor
 
 from benchmark.report import page as report
+from tests.browsers import chromium
 from tests.reports import FACTS, board_of, fill, small_plan
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PAINT = """(cells, share) => cells.forEach((cell) => {
   cell.style.setProperty("--share", `${share}%`); cell.className = share >= 79 ? "hot" : "";
 })"""
@@ -35,15 +33,8 @@ CONTRAST = """() => {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        reason = "expected chromium on the path, got none: apt-get install chromium"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+    with chromium() as found:
+        yield found
 
 
 def write(folder: Path, kind: str = "object", **changes: Any) -> Path:

@@ -1,7 +1,6 @@
 """Commands that fill a store: run and score."""
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,17 +12,11 @@ from benchmark.cli.board import show_board
 from benchmark.cli.common import Device, Only, Out, Source, StoreAt, Workers, app, chosen, err, out, refuse
 from benchmark.cli.look import show_plan
 from benchmark.errors import FolderError, InputError
+from benchmark.executors import Executor
 from benchmark.store import Store
 
 silent = Console(stderr=True, quiet=True)
 NOTHING = dict.fromkeys(("ran", "found", "failed", "skipped"), 0)
-
-
-class Executor(StrEnum):
-    """Who runs the tasks: this process, or workers on Ray."""
-
-    local = "local"
-    ray = "ray"
 
 
 @app.command()
@@ -86,7 +79,7 @@ def run(
                 events,
                 device=device,
                 batch=batch,
-                executor=executor.value,
+                executor=executor,
                 workers=workers,
                 save_flagged=save_flagged,
                 keep_attacks=keep_attacks,
