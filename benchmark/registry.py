@@ -18,8 +18,8 @@ PluginKind = Literal["defense", "attack", "metric"]
 FOLDERS: dict[PluginKind, str] = {"defense": "defenses", "attack": "attacks", "metric": "metrics"}
 # What the plug-ins of a folder share.
 SHARED: dict[PluginKind, set[str]] = {
-    "defense": {"data", "sampling", "scopes"},
-    "attack": {"adapters", "search", "trainer", "words"},
+    "defense": {"data", "decoding", "meta", "sampling", "scopes"},
+    "attack": {"search", "trainer", "words"},
     "metric": {"binary", "classifiers", "detector", "embedders", "judges", "sets", "towers", "weights"},
 }
 # What this process registered.

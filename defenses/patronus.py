@@ -26,8 +26,7 @@ Symbols   M malicious, S safe; x images; z_M, z_S latents drawn by the diffusion
 Protects  against fine-tuning of the decoder and of the U-Net on malicious images. A public decoder can be put back.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -37,25 +36,26 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, StepLR
+from torch.optim.lr_scheduler import StepLR
 
 from benchmark.adapters import add_adapters, low_rank
-from benchmark.diffusion import Model, batches, denoising_loss, difference, normal, sample
+from benchmark.diffusion import Model, denoising_loss, difference, normal, sample
 from benchmark.perceptual import features
 from benchmark.types import Concept, Delta, Examples, Report
 from defenses.base import Defense
 from defenses.data import captions, draw, latents
+from defenses.decoding import Decoder, Pool, distance
+from defenses.meta import copied, descend, trainable, transfer
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
     from peft.tuners.lora import LoraLayer
 
 Kind = Literal["images", "latents"]
 KINDS: tuple[Kind, Kind] = ("images", "latents")
+Pools = Mapping[Kind, Pool]
 Query = Mapping[Kind, Tensor]
 Data = Mapping[str, Examples]
 Pairs = Iterator[tuple[Tensor, Tensor]]  # endless z_0 (B, C, h, w) and text (B, L, D)
-Part = TypeVar("Part", bound=nn.Module)
 Choice = TypeVar("Choice")
 
 
@@ -168,7 +168,7 @@ class Patronus(Defense):
             optimizer = Adam(theta, self.d2_lr, weight_decay=self.d2_decay)
             yield from descend(optimizer, self.d2_steps, lambda i: self.d2(decoder, M, S, i, rng))
 
-    def pools(self, model: Model, teacher: nn.Module, examples: Examples, rng: Generator) -> "Pools":
+    def pools(self, model: Model, teacher: nn.Module, examples: Examples, rng: Generator) -> Pools:
         """The images, to be decoded to themselves, and latents drawn for their captions, to be decoded as by Dec_0."""
         mean, std = latents(model, examples.images)
         images = Pool(mean, std, lambda chosen, _: examples.images[chosen].to(mean) / 255, rng)
@@ -185,7 +185,7 @@ class Patronus(Defense):
             found.append(sample(model, z_T, *both, steps=self.ddim_steps, guidance=self.guidance))
         return torch.cat(found)
 
-    def d1(self, decoder: nn.Module, M: "Pools", S: "Pools") -> Tensor:
+    def d1(self, decoder: nn.Module, M: Pools, S: Pools) -> Tensor:
         """L_D; its gradient is left on `decoder`."""
         a, b, s, g = self.d1_weights
         loss = (
@@ -197,7 +197,7 @@ class Patronus(Defense):
         loss.backward()
         return loss.detach()
 
-    def d2(self, decoder: nn.Module, M: "Pools", S: "Pools", i: int, rng: Generator) -> Tensor:
+    def d2(self, decoder: nn.Module, M: Pools, S: Pools, i: int, rng: Generator) -> Tensor:
         """L_D under simulated attack i; its gradient is left on `decoder`.
 
         As in the release, the query is looked at on the way in latents if they are attacked, else in images if the
@@ -308,72 +308,6 @@ class Patronus(Defense):
         return (self.parts != "unet") * sampling + (self.parts != "decoder") * 6 * (u1 + self.hardened * u2)
 
 
-class Decoder(nn.Module):
-    """The moderated half of a VAE."""
-
-    def __init__(self, vae: "AutoencoderKL") -> None:
-        super().__init__()
-        self.post_quant_conv = vae.post_quant_conv or nn.Identity()
-        self.decoder = vae.decoder
-        self.scale = float(vae.config.scaling_factor)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Images `(B, 3, H, W)` in [0, 1], not clamped, of scaled latents `(B, C, h, w)`."""
-        return self.decoder(self.post_quant_conv(z / self.scale)) / 2 + 0.5
-
-
-class Pool:
-    """Latents with mean and deviation `(N, C, h, w)`, what each should decode to, and an endless shuffled order."""
-
-    def __init__(self, mean: Tensor, std: Tensor, target: Callable[[Tensor, Tensor], Tensor], rng: Generator) -> None:
-        self.mean, self.std, self.target, self.rng = mean, std, torch.no_grad()(target), rng
-        self.size = len(mean)
-        self.order = (int(i) for i in batches(self.size, 1, rng=rng))
-
-    def z(self, chosen: Tensor) -> Tensor:
-        """Sampled latents of the chosen."""
-        return self.mean[chosen] + self.std[chosen] * normal(self.mean[chosen].shape, self.rng, like=self.mean)
-
-    def pair(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Sampled latents, and the images `(B, 3, H, W)` in [0, 1] that they should decode to."""
-        z = self.z(chosen)
-        return z, self.target(chosen, z)
-
-    def next(self, n: int) -> tuple[Tensor, Tensor]:
-        """The next n pairs in order."""
-        return self.pair(self.following(n))
-
-    def next_z(self, n: int) -> Tensor:
-        """The next n in order, without what they should decode to."""
-        return self.z(self.following(n))
-
-    def following(self, n: int) -> Tensor:
-        """The numbers of the next n."""
-        return torch.tensor([next(self.order) for _ in range(n)])
-
-
-Pools = Mapping[Kind, Pool]
-
-
-def descend(
-    optimizer: Optimizer, steps: int, gradient: Callable[[int], Tensor], schedule: LRScheduler | None = None
-) -> Iterator[Tensor]:
-    """Yield the loss of each step; `gradient(i)` leaves the gradients of step i and returns its loss."""
-    for i in range(steps):
-        optimizer.zero_grad()
-        loss = gradient(i)
-        optimizer.step()
-        if schedule:
-            schedule.step()
-        yield loss
-
-
-def distance(decoder: nn.Module, pool: Pool, n: int) -> Tensor:
-    """MSE of n decoded latents to what they should be."""
-    z, target = pool.next(n)
-    return F.mse_loss(decoder(z), target)
-
-
 def black_loss(model: Model, z_0: Tensor, text: Tensor, *, rng: Generator) -> Tensor:
     """L_black on latents `(B, C, h, w)` and text `(B, L, D)`, with t and z_t drawn as for L_DM. Reconstructed."""
     t = torch.randint(int(model.scheduler.config.num_train_timesteps), (len(z_0),), generator=rng)
@@ -393,21 +327,3 @@ def divided(pool: Tensor, size: int, *, halve: bool) -> tuple[list[Tensor], Tens
 def one_of(choices: Sequence[Choice], rng: Generator) -> Choice:
     """One of them, each as likely."""
     return choices[int(torch.randint(len(choices), (), generator=rng))]
-
-
-def copied(module: Part) -> Part:
-    """A copy to attack: trained weights are copied, frozen ones shared."""
-    return deepcopy(module, {id(p): p for p in module.parameters() if not p.requires_grad})
-
-
-def transfer(loss: Tensor, learner: nn.Module, original: nn.Module) -> Tensor:
-    """Add the gradient of `loss` at the attacked copy to the original's (first-order MAML); returns its value."""
-    gradients = torch.autograd.grad(loss, trainable(learner))
-    for p, gradient in zip(trainable(original), gradients, strict=True):
-        p.grad = gradient if p.grad is None else p.grad + gradient
-    return loss.detach()
-
-
-def trainable(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters that take gradients."""
-    return [p for p in module.parameters() if p.requires_grad]

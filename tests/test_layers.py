@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmark.registry import FOLDERS, SHARED, PluginKind
+
 PACKAGES = ("benchmark", "defenses", "attacks", "metrics", "leaderboards")
-METHODS_KNOW = ("adapters", "diffusion", "mini", "mini.subjects", "perceptual", "types")
 FOR_METHODS = {
     f"benchmark.{name}" for name in ("adapters", "types", "diffusion", "mini", "mini.subjects", "perceptual")
 }
@@ -64,12 +65,17 @@ def test_methods_know_only_types_and_diffusion(folder: str) -> None:
         assert ours <= FOR_METHODS, file
 
 
-@pytest.mark.parametrize("folder", ["defenses", "attacks"])
-def test_no_method_imports_another(folder: str) -> None:
-    names = ("base", "data", "sampling", "scopes", "search", "trainer", "words")
-    shared = {f"{folder}.{name}" for name in names}
+@pytest.mark.parametrize("kind", ["defense", "attack"])
+def test_no_method_imports_another(kind: PluginKind) -> None:
+    folder = FOLDERS[kind]
+    shared = {f"{folder}.{name}" for name in {"base"} | SHARED[kind]}
     for file in Path(folder).glob("*.py"):
         assert {name for name in imports(file) if name.startswith(f"{folder}.")} <= shared, file
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_what_methods_share_is_there(kind: PluginKind) -> None:
+    assert {name for name in SHARED[kind] if not Path(FOLDERS[kind], f"{name}.py").is_file()} == set()
 
 
 def test_leaderboards_know_only_themselves() -> None:

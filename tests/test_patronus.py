@@ -22,8 +22,10 @@ from benchmark.adapters import add_adapters, low_rank
 from benchmark.diffusion import Model
 from benchmark.mini import WEIGHTS
 from benchmark.types import Concept, Examples
-from defenses import patronus
-from defenses.patronus import Decoder, Patronus, Pool, copied, divided, trainable
+from defenses import meta, patronus
+from defenses.decoding import Decoder, Pool
+from defenses.meta import copied, trainable
+from defenses.patronus import Patronus, divided
 
 Array = NDArray[np.float64]
 MODERATOR = {"perceptual": "pixels", "features": 4, "ddim_steps": 2, "latent_batch": 2}
@@ -432,7 +434,7 @@ def test_the_schedule_moves_once_a_step() -> None:
         seen.append(optimizer.param_groups[0]["lr"])
         return torch.zeros(())
 
-    list(patronus.descend(optimizer, 6, gradient, schedule))
+    list(meta.descend(optimizer, 6, gradient, schedule))
 
     assert seen == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5, 1e-6, 1e-6])
 
