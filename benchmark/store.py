@@ -6,7 +6,7 @@
 
 Nothing is ever unpickled. A folder without its marker is unfinished work of a killed run and is replaced, and so is
 a result with a file that is missing, truncated or altered. `has` compares sizes and times, and reads a file only
-when these differ; `verify` reads all.
+when these differ; `upkeep.verify` reads all.
 
 Locks are `flock`: the system releases them when their owner dies. On NFS they hold between hosts only where the
 mount supports them (Linux 2.6.12 or newer, without `local_lock`); where they do not exist two runs may compute a
@@ -23,7 +23,6 @@ import socket
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +39,6 @@ SEAL, FILES = b', "sha256": "', b'"files": '
 DECODER = json.JSONDecoder()
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What `verify` found: where below the store, and one of missing, truncated, altered, unfinished,
-    damaged, extra, unknown.
-    """
-
-    path: str
-    kind: str
-    text: str
 
 
 class Store:
@@ -92,7 +80,7 @@ class Store:
 
     @contextmanager
     def using(self) -> Iterator[None]:
-        """Hold the store for a run, so that `gc` leaves it alone; any number of runs may.
+        """Hold the store for a run, so that `upkeep.gc` leaves it alone; any number of runs may.
 
         Raises:
             FolderError: the store cannot be written, or `gc` works on it.
@@ -299,72 +287,11 @@ class Store:
         """A new name for a folder that is no result yet, or no more."""
         return self.root / TEMPORARY / uuid.uuid4().hex
 
-    def keys(self) -> Iterator[str]:
-        """All results with a marker."""
+    def results(self) -> Iterator[str]:
+        """The keys of all results with a marker."""
         for marker in sorted(self.root.glob(f"*/*/{MARKER}")):
             if marker.parent.parent.name != TEMPORARY:
                 yield str(marker.parent.relative_to(self.root))
-
-    def ls(self) -> Iterator[dict[str, Any]]:
-        """Every result with a marker: key, label, files, bytes, seconds, and whether `has` takes it."""
-        for key in self.keys():
-            files = [file for file in self.path(key).rglob("*") if file.is_file()]
-            size, good = sum(file.stat().st_size for file in files), self.has(key)
-            meta = self.meta(key) if good else {}
-            facts = {"label": meta.get("label", ""), "seconds": meta.get("cost", {}).get("seconds")}
-            yield {"key": key, "ok": good, "files": len(files), "bytes": size} | facts
-
-    def verify(self) -> Iterator[Problem]:
-        """Read every file of every result and compare."""
-        for folder in self.folders():
-            key = str(folder.relative_to(self.root))
-            if not (folder / MARKER).exists():
-                yield Problem(key, "unfinished", "left by a killed run; the next run or gc removes it")
-                continue
-            try:
-                files = self.marker(key).get("files")
-            except StoreError as error:
-                yield Problem(f"{key}/{MARKER}", "damaged", str(error))
-                continue
-            if files is None:
-                yield Problem(key, "unknown", "no hashes recorded: written by an older version")
-                continue
-            found = {str(file.relative_to(folder)): file for file in folder.rglob("*") if file.is_file()}
-            for name in sorted(files.keys() - found.keys()):
-                yield Problem(f"{key}/{name}", "missing", "the file is gone")
-            for name in sorted(found.keys() - files.keys() - {MARKER}):
-                yield Problem(f"{key}/{name}", "extra", "no run wrote this file here")
-            for name in sorted(files.keys() & found.keys()):
-                yield from compare(found[name], files[name], f"{key}/{name}")
-        for rest in sorted((self.root / TEMPORARY).glob("*")):
-            yield Problem(
-                f"{TEMPORARY}/{rest.name}", "unfinished", "left by a killed run, unless one runs; gc removes it"
-            )
-
-    def folders(self) -> list[Path]:
-        """Folders of results, finished or not."""
-        return [f for f in sorted(self.root.glob("*/*")) if f.is_dir() and f.parent.name != TEMPORARY]
-
-    def gc(self, keep: Callable[[str], bool] | None = None, *, dry: bool = False) -> list[str]:
-        """Remove what no run can use: unfinished and damaged results, leftovers, and results that `keep` denies.
-
-        Args:
-            keep: says of a key whether to keep its result; without it all good results stay.
-            dry: only say what would go.
-
-        Raises:
-            FolderError: a run uses the store, or it is none.
-            StoreError: something cannot be removed.
-        """
-        with self.existing().held(fcntl.LOCK_EX) as got:
-            if not got:
-                raise FolderError(f"expected the store {self.root} to be free, got a run that uses it: wait for it.")
-            names = {folder: str(folder.relative_to(self.root)) for folder in self.folders()}
-            gone = [f for f, key in names.items() if not self.has(key) or (keep is not None and not keep(key))]
-            gone += [*sorted((self.root / TEMPORARY).glob("*")), *sorted(self.root.glob("*/*.lock"))]
-            for path in [] if dry else gone:
-                self.remove(path)
-            return [str(path.relative_to(self.root)) for path in gone]
 
     def remove(self, path: Path) -> None:
         """Remove a folder or file, a folder's marker first."""
@@ -384,19 +311,6 @@ def unwritable(root: Path, error: OSError) -> FolderError:
     return FolderError(
         f"expected a store that can be written at {root}, got {why}: choose another --store, or make room or rights."
     )
-
-
-def compare(file: Path, facts: Mapping[str, Any], name: str) -> Iterator[Problem]:
-    """The problem of one file, if it has one."""
-    try:
-        size = file.stat().st_size
-        if size != facts["size"]:
-            word = "truncated" if size < facts["size"] else "altered"
-            yield Problem(name, word, f"{size} bytes, {facts['size']} were written")
-        elif sha256(file) != facts["sha256"]:
-            yield Problem(name, "altered", "another sha256 than was written")
-    except OSError as error:
-        yield Problem(name, "missing", f"cannot be read: {error}")
 
 
 def is_sealed(content: bytes) -> bool:

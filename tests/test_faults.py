@@ -26,6 +26,7 @@ from benchmark.stages import Bench
 from benchmark.store import MARKER, Store
 from benchmark.task import Task
 from benchmark.types import Delta
+from benchmark.upkeep import gc, verify
 from defenses.esd import ESD
 from metrics.presence import Presence
 from tests.runs import write_config
@@ -104,7 +105,7 @@ def kill_until_done(config: Path, folder: Path, moments: random.Random, most: in
             process.kill()
         code = ended(process)
         assert code in (0, -signal.SIGKILL), (folder / "log").read_text()
-        problems = list(Store(folder / "store").verify())
+        problems = list(verify(Store(folder / "store")))
         assert {problem.kind for problem in problems} <= {"unfinished"}, problems
         after = markers(folder / "store")
         assert {path: after[path] for path in before} == before, "something complete was computed again"
@@ -124,9 +125,9 @@ def wait_for_a_moment(process: BaseProcess, root: Path, before: int, moments: ra
 def check_same(folder: Path, reference: Path) -> None:
     """The killed run's folder is as if nothing had happened, once `gc` has removed what kills left."""
     assert tables(folder / "out") == tables(reference / "out")
-    Store(folder / "store").gc()
+    gc(Store(folder / "store"))
     assert files(folder / "store") == files(reference / "store")
-    assert not list(Store(folder / "store").verify())
+    assert not list(verify(Store(folder / "store")))
 
 
 @pytest.mark.slow
@@ -181,17 +182,17 @@ def test_ctrl_c_says_how_to_go_on(reference: tuple[Path, Path], tmp_path: Path) 
     config, whole = reference
     words = ("run", config, "--out", tmp_path / "out", "--store", tmp_path / "store", "--device", "cpu")
     process = start(tmp_path / "log", *words)
-    while process.is_alive() and not list(Store(tmp_path / "store").keys()):
+    while process.is_alive() and not list(Store(tmp_path / "store").results()):
         time.sleep(0.02)
     assert process.pid
     os.kill(process.pid, signal.SIGINT)
 
     assert ended(process) == 130
     last = (tmp_path / "log").read_text().strip().splitlines()[-1]
-    done = len(list(Store(tmp_path / "store").keys()))
+    done = len(list(Store(tmp_path / "store").results()))
     assert last == f"stopped: {done} of {TASKS} tasks are done; the same command goes on from here"
     assert "Traceback" not in (tmp_path / "log").read_text()
-    assert not list(Store(tmp_path / "store").verify())
+    assert not list(verify(Store(tmp_path / "store")))
     assert ended(start(tmp_path / "log", *words)) == 0
     assert last_counts(tmp_path / "log") == {"ran": TASKS - done, "found": done, "failed": 0, "skipped": 0}
     check_same(tmp_path, whole)
@@ -389,7 +390,7 @@ def test_a_full_disk_fails_the_task_with_the_reason(tiny_folder: Path, tmp_path:
     last = next(iter(outcome.failed.values())).strip().splitlines()[-1]
     assert "StoreError: expected to write" in last
     assert "No space left on device" in last
-    assert not list(Store(tmp_path / "store").verify())
+    assert not list(verify(Store(tmp_path / "store")))
     monkeypatch.undo()
     assert len(compute(plan, tmp_path / "store", tiny_folder).ran) == 1 + len(outcome.skipped)
 
@@ -453,13 +454,13 @@ def test_a_damaged_result_is_found_and_computed_again(
     else:
         file.write_bytes(content[:-9] if how == "truncate" else content.replace(b"s", b"t", 1))
 
-    problems = list(Store(root).verify())
+    problems = list(verify(Store(root)))
     outcome = compute(plan, root, tiny_folder)
 
     assert [problem.path for problem in problems] == [f"{key}/{file.name}"]
     assert (outcome.ran, outcome.failed) == ([key], {})
     assert files(root) == whole
-    assert not list(Store(root).verify())
+    assert not list(verify(Store(root)))
 
 
 def test_a_lock_dies_with_its_owner(tmp_path: Path) -> None:
@@ -473,14 +474,14 @@ def test_a_lock_dies_with_its_owner(tmp_path: Path) -> None:
         assert not got
     assert ours.locker("score/x").startswith(f"{process.pid} on ")
     with pytest.raises(store.FolderError, match="got a run that uses it"):
-        ours.gc()
+        gc(ours)
 
     process.kill()
     ended(process)
 
     with ours.lock("score/x") as got:
         assert got
-    assert ours.gc() == []
+    assert gc(ours) == []
 
 
 def hold(root: Path) -> None:

@@ -26,6 +26,7 @@ ORDER = (
     "track",
     "plan",
     "store",
+    "upkeep",
     "seen",
     "withhold",
     "stages",

@@ -29,6 +29,7 @@ from benchmark.stages import Bench
 from benchmark.store import Store
 from benchmark.task import Task
 from benchmark.types import Delta
+from benchmark.upkeep import gc, verify
 from benchmark.watch import Bars
 from defenses.base import Defense
 from tests.runs import write_config
@@ -71,9 +72,9 @@ def two_cores() -> Iterator[Any]:
 
 def check_same(folder: Path, reference: Path) -> None:
     assert tables(folder / "out") == tables(reference / "out")
-    Store(folder / "store").gc()
+    gc(Store(folder / "store"))
     assert files(folder / "store") == files(reference / "store")
-    assert not list(Store(folder / "store").verify())
+    assert not list(verify(Store(folder / "store")))
 
 
 @pytest.mark.slow
@@ -208,7 +209,7 @@ def test_a_run_beside_another_shares_its_work(reference: tuple[Path, Path], two_
     assert ended(process) == 0, (tmp_path / "log").read_text()
     (tmp_path / "ours").write_text(result.stdout)
     counts = [last_counts(tmp_path / name) for name in ("log", "ours")]
-    assert sum(count["ran"] for count in counts) == len(list(Store(tmp_path / "store").keys()))
+    assert sum(count["ran"] for count in counts) == len(list(Store(tmp_path / "store").results()))
     assert tables(other / "out") == tables(tmp_path / "out") == tables(whole / "out")
 
 
@@ -218,7 +219,7 @@ def test_ctrl_c_ends_the_workers_and_ray(reference: tuple[Path, Path], tmp_path:
     pytest.importorskip("ray")
     config, whole = reference
     process = start(tmp_path / "log", *words(config, tmp_path, "--executor", "ray", "--workers", "2"))
-    while process.is_alive() and not list(Store(tmp_path / "store").keys()):
+    while process.is_alive() and not list(Store(tmp_path / "store").results()):
         time.sleep(0.02)
     assert process.pid
     assert process.is_alive(), (tmp_path / "log").read_text()
@@ -246,7 +247,7 @@ def test_a_lost_machine_costs_its_tasks_only(reference: tuple[Path, Path], tmp_p
     try:
         other = cluster.add_node(num_cpus=1)
         with started(cluster.address, tmp_path / "log", words(config, tmp_path, "--executor", "ray")) as process:
-            while process.poll() is None and len(list(Store(tmp_path / "store").keys())) < 3:
+            while process.poll() is None and len(list(Store(tmp_path / "store").results())) < 3:
                 time.sleep(0.02)
             cluster.remove_node(other, allow_graceful=False)
 

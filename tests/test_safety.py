@@ -24,6 +24,7 @@ from benchmark.stages.training import permitted
 from benchmark.store import Store
 from benchmark.task import Task, drawing
 from benchmark.types import Prompt, Snapshot
+from benchmark.upkeep import verify
 from tests.runs import CARD, tiny_config
 
 
@@ -177,7 +178,7 @@ def test_a_finished_suite_leaves_scores_and_neither_images_nor_attacks(suite: tu
 
 
 def test_the_store_of_such_a_suite_is_whole(suite: tuple[Session, list[str]]) -> None:
-    assert list(suite[0].store.verify()) == []
+    assert list(verify(suite[0].store)) == []
 
 
 def test_the_same_command_again_computes_nothing(suite: tuple[Session, list[str]], tiny_folder: Path) -> None:
@@ -219,7 +220,7 @@ def test_flagged_images_are_saved_and_attacks_kept_only_when_asked(tiny_folder: 
     again = prepare(tmp_path, tiny_folder)
     assert compute(again) == []
     assert of_attacks(again.store.root) == []  # without the option they go, although nothing was left to compute
-    assert list(again.store.verify()) == []
+    assert list(verify(again.store)) == []
 
 
 def test_a_killed_suite_leaves_no_image_and_resumes(tiny_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -258,7 +259,7 @@ def test_a_further_metric_brings_back_what_it_needs_and_no_more(tiny_folder: Pat
     assert set(ran) == left
     assert {job.plan.tasks[key].kind for key in ran} == {"attack", "score"}
     assert files(job.store.root, *IMAGES) == [] and of_attacks(job.store.root) == []
-    assert list(job.store.verify()) == []
+    assert list(verify(job.store)) == []
 
 
 def test_a_deleted_attack_cannot_be_exported_and_says_why(suite: tuple[Session, list[str]], tmp_path: Path) -> None:

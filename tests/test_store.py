@@ -14,6 +14,7 @@ from benchmark import store as stores
 from benchmark.cli import app
 from benchmark.errors import FolderError, StoreError
 from benchmark.store import MARKER, Store
+from benchmark.upkeep import gc, verify
 
 KEY = "score/x-abc"
 
@@ -35,7 +36,7 @@ def test_put_then_has_then_meta(store: Store) -> None:
     assert store.has(KEY)
     assert store.meta(KEY) == {"cost": 3}
     assert (store.path(KEY) / "data.txt").read_text() == "first"
-    assert list(store.keys()) == [KEY]
+    assert list(store.results()) == [KEY]
 
 
 def test_an_existing_result_is_never_overwritten(store: Store) -> None:
@@ -124,7 +125,7 @@ def test_a_damaged_file_is_found_and_its_result_is_gone(filled: Store, path: str
     """`verify` names the file; `has` says no, so that the next run computes it; the other result stays."""
     damage(filled.root / path)
 
-    assert [(problem.path, problem.kind) for problem in filled.verify()] == [(path, kind)]
+    assert [(problem.path, problem.kind) for problem in verify(filled)] == [(path, kind)]
     key = "/".join(path.split("/")[:2])
     assert [filled.has(other) for other in (key, KEY, "attack/y-def")].count(True) == 1
     assert not filled.has(key)
@@ -137,7 +138,7 @@ def test_a_damaged_result_is_replaced(filled: Store) -> None:
 
     assert filled.has(KEY)
     assert filled.meta(KEY) == {"cost": 4}
-    assert not list(filled.verify())
+    assert not list(verify(filled))
 
 
 def test_verify_finds_an_alteration_that_hides_its_time(filled: Store) -> None:
@@ -146,7 +147,7 @@ def test_verify_finds_an_alteration_that_hides_its_time(filled: Store) -> None:
     file.write_text("FIRST")
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
-    assert [problem.kind for problem in filled.verify()] == ["altered"]
+    assert [problem.kind for problem in verify(filled)] == ["altered"]
 
 
 def test_a_touched_or_copied_result_is_read_once_and_still_there(filled: Store, monkeypatch: Any) -> None:
@@ -171,14 +172,14 @@ def test_a_result_of_an_older_version_counts_and_verify_says_what_it_cannot_know
 
     assert store.has(KEY)
     assert store.meta(KEY) == {"cost": 3}
-    assert [(problem.path, problem.kind) for problem in store.verify()] == [(KEY, "unknown")]
-    assert "no hashes recorded" in next(store.verify()).text
+    assert [(problem.path, problem.kind) for problem in verify(store)] == [(KEY, "unknown")]
+    assert "no hashes recorded" in next(verify(store)).text
 
 
 def test_a_file_that_no_run_wrote_is_named(filled: Store) -> None:
     (filled.path(KEY) / "prompts.json").write_text("[]")
 
-    assert [(problem.path, problem.kind) for problem in filled.verify()] == [(f"{KEY}/prompts.json", "extra")]
+    assert [(problem.path, problem.kind) for problem in verify(filled)] == [(f"{KEY}/prompts.json", "extra")]
 
 
 def litter(store: Store) -> set[str]:
@@ -192,19 +193,19 @@ def litter(store: Store) -> set[str]:
 def test_gc_removes_leftovers_and_keeps_results(filled: Store) -> None:
     left = litter(filled)
 
-    assert set(filled.gc(dry=True)) == left
+    assert set(gc(filled, dry=True)) == left
     assert all((filled.root / path).exists() for path in left)
-    assert set(filled.gc()) == left
-    assert list(filled.keys()) == ["attack/y-def", KEY]
-    assert not list(filled.verify())
-    assert filled.gc(keep=lambda key: key == KEY) == ["attack/y-def"]
-    assert list(filled.keys()) == [KEY]
+    assert set(gc(filled)) == left
+    assert list(filled.results()) == ["attack/y-def", KEY]
+    assert not list(verify(filled))
+    assert gc(filled, keep=lambda key: key == KEY) == ["attack/y-def"]
+    assert list(filled.results()) == [KEY]
 
 
 def test_gc_waits_for_no_run_and_removes_nothing_under_one(filled: Store) -> None:
     left = litter(filled)
     with Store(filled.root).using(), pytest.raises(FolderError, match="got a run that uses it"):
-        filled.gc()
+        gc(filled)
 
     assert all((filled.root / path).exists() for path in left)
 

@@ -5,8 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmark.cli.common import Only, Out, Source, StoreAt, app, chosen, out, refuse
-from benchmark.errors import InputError
+from benchmark.cli.common import Only, Out, Source, StoreAt, app, chosen, out, refusing
 
 
 @app.command()
@@ -23,7 +22,7 @@ def board(
     """Write and show the leaderboard from what is in the store; computes no images and no scores."""
     from benchmark import session
 
-    try:
+    with refusing():
         many = len(sources) > 1
         jobs = [
             session.prepare(chosen(s, only), source=s, out=out_folder, store=store, claim=not many, weights="cached")
@@ -31,8 +30,6 @@ def board(
         ]
         folder = (out_folder or Path("runs") / "merged") if many else jobs[0].out
         published = session.merge(jobs, folder) if many else jobs[0].publish()
-    except InputError as error:
-        refuse(error)
     show_board(published, folder)
     if reported:
         show_reported(published, folder)
@@ -57,13 +54,11 @@ def export(
     from benchmark.export import find_cell
     from benchmark.stages import Bench
 
-    try:
+    with refusing():
         job = session.prepare(chosen(source, ""), source=source, out=None, store=store, claim=False, weights="cached")
         found = find_cell(job.plan, cell)
         assert job.folder is not None
         write(job.plan, Bench(job.folder, job.store), found, to, attack_only=attack_only)
-    except InputError as error:
-        refuse(error)
     out.print(f"{found.name} -> {to}")
 
 

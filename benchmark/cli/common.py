@@ -1,15 +1,18 @@
-"""What the commands share: the application, the two consoles, options, and how one refuses."""
+"""What the commands share: the application, the two consoles, options, and how one answers and refuses."""
 
+import json
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from benchmark import config as configs
-from benchmark.errors import ConfigError
+from benchmark.errors import ConfigError, InputError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="The command `titer`.")
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 110)
@@ -24,10 +27,23 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Workers on Ray; one a core, or two a GPU.")]
 
 
-def refuse(error: Exception) -> NoReturn:
-    """Print one line and leave with 2."""
-    err.print(f"[red]{type(error).__name__}[/]: {escape(' '.join(str(error).split()))}")
-    raise typer.Exit(2)
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Say in one line what is wrong with the user's input, and leave with 2."""
+    try:
+        yield
+    except InputError as error:
+        err.print(f"[red]{type(error).__name__}[/]: {escape(' '.join(str(error).split()))}")
+        raise typer.Exit(2) from error
+
+
+def tell(facts: Any, lines: Iterable[str], *, as_json: bool) -> None:
+    """Print facts as JSON, or else the lines that say them."""
+    if as_json:
+        out.print_json(json.dumps(facts))
+        return
+    for line in lines:
+        out.print(line)
 
 
 def chosen(source: str, only: str) -> configs.Config:

@@ -1,6 +1,7 @@
 """Commands that only look: plan, status, list, show, doctor, schema."""
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,62 +9,58 @@ import typer
 from rich.markup import escape
 
 from benchmark import config as configs
-from benchmark.cli.common import Device, Json, Only, Source, StoreAt, app, chosen, out, refuse
-from benchmark.errors import ConfigError, InputError
+from benchmark.cli.common import Device, Json, Only, Source, StoreAt, app, chosen, out, refusing, tell
+from benchmark.errors import ConfigError
+
+
+def planned(source: str, only: str, store: Path) -> Any:
+    """The run as it would be, without its folder and maybe without its weights."""
+    from benchmark import session
+
+    return session.prepare(chosen(source, only), source=source, out=None, store=store, claim=False, weights="optional")
 
 
 @app.command()
 def plan(source: Source, only: Only = "", store: StoreAt = Path("store"), as_json: Json = False) -> None:
     """Show what a run would do, and what of it is done."""
-    from benchmark import session
-
-    try:
-        job = session.prepare(
-            chosen(source, only), source=source, out=None, store=store, claim=False, weights="optional"
-        )
-        show_plan(job, as_json)
-    except InputError as error:
-        refuse(error)
+    with refusing():
+        show_plan(planned(source, only, store), as_json)
 
 
 def show_plan(job: Any, as_json: bool) -> None:
     """Print counts of tasks and passes."""
     facts = job.facts()
-    if as_json:
-        out.print_json(json.dumps(facts))
-        return
-    if job.folder is None:
-        out.print(f"{facts['model']}: no weights here; a run gets them, and what is done is known then", markup=False)
-    out.print(f"{facts['cells']} cells, {facts['tasks']} tasks, {facts['left']} to run")
+    tell(facts, plan_lines(facts, has_weights=job.folder is not None), as_json=as_json)
+
+
+def plan_lines(facts: Mapping[str, Any], *, has_weights: bool) -> Iterator[str]:
+    """A plan's counts of cells, tasks and passes, and what it skips."""
+    if not has_weights:
+        yield f"{escape(facts['model'])}: no weights here; a run gets them, and what is done is known then"
+    yield f"{facts['cells']} cells, {facts['tasks']} tasks, {facts['left']} to run"
     for kind, count in facts["by_kind"].items():
-        out.print(f"  {kind:9} {count['tasks']:5} tasks, {count['left']:5} to run")
-    out.print(
-        f"about {facts['passes']:,} U-Net passes in all; separate scripts would spend {facts['requested_passes']:,}"
-    )
+        yield f"  {kind:9} {count['tasks']:5} tasks, {count['left']:5} to run"
+    yield f"about {facts['passes']:,} U-Net passes in all; separate scripts would spend {facts['requested_passes']:,}"
     for skip in facts["skipped"]:
-        out.print(f"  skipped {skip['attack']} on {skip['defense']}, {skip['concept']}: {skip['reason']}")
+        yield f"  skipped {skip['attack']} on {skip['defense']}, {skip['concept']}: {skip['reason']}"
 
 
 @app.command()
 def status(source: Source, only: Only = "", store: StoreAt = Path("store"), as_json: Json = False) -> None:
     """Show how far a run is: done, to run, and the tasks that are next."""
-    from benchmark import session
-
-    try:
-        job = session.prepare(
-            chosen(source, only), source=source, out=None, store=store, claim=False, weights="optional"
-        )
-    except InputError as error:
-        refuse(error)
+    with refusing():
+        job = planned(source, only, store)
     left = job.left
     facts = job.facts(left)
     done = facts["tasks"] - facts["left"]
-    if as_json:
-        out.print_json(json.dumps(facts | {"done": done, "next": [task.label for task in left[:5]]}))
-        return
-    out.print(f"{done} of {facts['tasks']} tasks done")
-    for task in left[:5]:
-        out.print(f"  next: {escape(task.kind)} {escape(task.label)}")
+    tell(
+        facts | {"done": done, "next": [task.label for task in left[:5]]},
+        (
+            f"{done} of {facts['tasks']} tasks done",
+            *(f"  next: {escape(task.kind)} {escape(task.label)}" for task in left[:5]),
+        ),
+        as_json=as_json,
+    )
 
 
 @app.command("list")
@@ -74,15 +71,9 @@ def list_(
     """List what titer knows."""
     from benchmark import catalog
 
-    try:
+    with refusing():
         found = catalog.listing(what)
-    except InputError as error:
-        refuse(error)
-    if as_json:
-        out.print_json(json.dumps(found))
-        return
-    for row in found:
-        out.print(f"{row['name']:16} {escape(row['summary'])}")
+    tell(found, (f"{row['name']:16} {escape(row['summary'])}" for row in found), as_json=as_json)
 
 
 @app.command()
@@ -93,16 +84,10 @@ def show(
     """Show a plug-in, a concept or a preset: its documentation, its fields and defaults, its fidelity."""
     from benchmark import catalog
 
-    try:
+    with refusing():
         facts = catalog.details(name)
-    except InputError as error:
-        refuse(error)
-    if as_json:
-        out.print_json(json.dumps(facts))
-        return
-    for key, value in facts.items():
-        text = value if isinstance(value, str) else json.dumps(value, indent=1)
-        out.print(f"[bold]{key}[/]\n{escape(text)}")
+    texts = ((key, value if isinstance(value, str) else json.dumps(value, indent=1)) for key, value in facts.items())
+    tell(facts, (f"[bold]{key}[/]\n{escape(text)}" for key, text in texts), as_json=as_json)
 
 
 @app.command()
@@ -124,7 +109,7 @@ def doctor(
     """
     from benchmark import catalog
 
-    try:
+    with refusing():
         if judge:
             from benchmark.calibration import calibrate
 
@@ -138,14 +123,9 @@ def doctor(
             checks = of_model(model, chosen(preset, "") if preset else None, device)
         else:
             checks = catalog.mini_checks(grid) if mini else catalog.checks()
-    except InputError as error:
-        refuse(error)
-    if as_json:
-        out.print_json(json.dumps(checks))
-    else:
-        for check in checks:
-            mark = "[green]ok[/] " if check["ok"] else "[red]bad[/]"
-            out.print(f"{mark} {check['name']:24} {escape(str(check['found']))}")
+    marks = {True: "[green]ok[/] ", False: "[red]bad[/]"}
+    lines = (f"{marks[check['ok']]} {check['name']:24} {escape(str(check['found']))}" for check in checks)
+    tell(checks, lines, as_json=as_json)
     if not all(check["ok"] for check in checks):
         raise typer.Exit(1)
 

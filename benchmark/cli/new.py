@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from benchmark.cli.common import app, out, refuse
-from benchmark.errors import InputError
+from benchmark.cli.common import app, out, refusing
 
 
 @app.command()
@@ -18,10 +17,8 @@ def new(
     """Write an installable plug-in: a method that works, its test by the conformance suite and its entry point."""
     from benchmark import scaffold
 
-    try:
+    with refusing():
         files = scaffold.write(kind, name, to or Path(name))
-    except InputError as error:
-        refuse(error)
     for file in files:
         out.print(str(file))
     out.print(f"next: pip install -e {files[0].parent} && python -m pytest {files[0].parent}", markup=False)

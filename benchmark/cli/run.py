@@ -1,6 +1,8 @@
 """Commands that fill a store: run and score."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,14 +11,30 @@ from rich.console import Console
 from rich.markup import escape
 
 from benchmark.cli.board import show_board
-from benchmark.cli.common import Device, Only, Out, Source, StoreAt, Workers, app, chosen, err, out, refuse
+from benchmark.cli.common import Device, Only, Out, Source, StoreAt, Workers, app, chosen, err, out, refusing
 from benchmark.cli.look import show_plan
-from benchmark.errors import FolderError, InputError
+from benchmark.errors import FolderError
 from benchmark.executors import Executor
 from benchmark.store import Store
 
 silent = Console(stderr=True, quiet=True)
 NOTHING = dict.fromkeys(("ran", "found", "failed", "skipped"), 0)
+
+
+@contextmanager
+def working(done: Callable[[], str]) -> Iterator[None]:
+    """Wrong input and folders that fail end in one line and 2, Ctrl-C in 130 and what `done` says."""
+    try:
+        with refusing():
+            try:
+                yield
+            except OSError as error:
+                raise FolderError(
+                    f"expected to read and write the run's folders, got {error}: make room or give rights."
+                ) from error
+    except KeyboardInterrupt:
+        err.print(f"stopped: {done()}the same command goes on from here")
+        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -53,7 +71,11 @@ def run(
     from benchmark import track as tracking
 
     job = None
-    try:
+
+    def done() -> str:
+        return f"{len(job.plan.tasks) - len(job.left)} of {len(job.plan.tasks)} tasks are done; " if job else ""
+
+    with working(done):
         tracker = tracking.tracker_of(track) if track else None
         job = session.prepare(
             chosen(source, only),
@@ -84,14 +106,6 @@ def run(
                 save_flagged=save_flagged,
                 keep_attacks=keep_attacks,
             )
-    except InputError as error:
-        refuse(error)
-    except OSError as error:
-        refuse(FolderError(f"expected to read and write the run's folders, got {error}: make room or give rights."))
-    except KeyboardInterrupt:
-        done = f"{len(job.plan.tasks) - len(job.left)} of {len(job.plan.tasks)} tasks are done; " if job else ""
-        err.print(f"stopped: {done}the same command goes on from here")
-        raise typer.Exit(130) from None
     counts = {what: len(getattr(outcome, what)) for what in NOTHING}
     reasons = {job.plan.tasks[key].label: trace.strip().rpartition("\n")[2] for key, trace in outcome.failed.items()}
     conclude(job, job.out, counts, reasons, quiet=quiet, as_json=as_json)
@@ -129,19 +143,12 @@ def score(
     from benchmark import rescore, session
     from benchmark.watch import Bars
 
-    try:
+    with working(str):
         Store(store).existing()
         config = rescore.with_metrics(chosen(source, only), metric or [])
         job = session.prepare(config, source=source, out=out_folder, store=store, weights="cached")
         with Bars(err, [task for task in job.left if task.kind in ("embed", "score")]) as bars:
             done = job.score(bars, batch=batch)
-    except InputError as error:
-        refuse(error)
-    except OSError as error:
-        refuse(FolderError(f"expected to read and write the run's folders, got {error}: make room or give rights."))
-    except KeyboardInterrupt:
-        err.print("stopped: the same command goes on from here")
-        raise typer.Exit(130) from None
     show_board(job, job.out)
     scored = [key for key in done.outcome.ran if job.plan.tasks[key].kind == "score"]
     failed = done.outcome.failed
