@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmark.artifacts import load_images
 from benchmark.errors import TiterError
 from benchmark.plan import Plan
-from benchmark.report import figures, gallery, page, series
+from benchmark.report import figures, gallery, page, series, tables
 from benchmark.report.sketch import Panel, Sketch
 from benchmark.store import Store
 from leaderboards.board import Board
@@ -59,7 +59,7 @@ def test_the_page_names_every_defense_attack_and_concept(text: str, run: Run) ->
 
 def test_cells_that_are_not_ok_are_counted_and_carry_their_reason(text: str, run: Run) -> None:
     board = run[2]
-    failed = board.cells[board.cells["status"] == "failed"].drop_duplicates(page.CELL)
+    failed = board.cells[board.cells["status"] == "failed"].drop_duplicates(tables.CELL)
 
     assert len(failed) == 2  # the attack's two budgets
     assert page.statuses(board) == {"ok": 10, "failed": 2}
@@ -306,7 +306,7 @@ def test_a_run_where_everything_failed_still_has_a_page(tmp_path: Path) -> None:
 
 
 def test_pairs_of_defenses_are_compared_as_on_the_board(run: Run) -> None:
-    told = {row["names"]: row["value"] for row in page.comparisons(run[2])}
+    told = {row["names"]: row["value"] for row in tables.comparisons(run[2])}
     rows = run[2].leaderboard.set_index("defense")["worst_presence"]
 
     assert set(told) == {"esd minus none", "esd minus weak", "none minus weak"}
@@ -314,17 +314,17 @@ def test_pairs_of_defenses_are_compared_as_on_the_board(run: Run) -> None:
 
 
 def test_a_missing_number_is_a_dash_and_sorts_as_missing() -> None:
-    assert page.field("worst_presence", float("nan")) == page.Field(text=page.DASH, order="", is_number=True)
-    assert page.field("kid", pd.NA).text == page.DASH
-    assert page.field("worst_presence", 0.5, 0.25, 1.0).span == (25.0, 50.0, 100.0)
-    assert page.field("clip_score", 31.25, 30.0, 32.0).span is None
+    assert tables.field("worst_presence", float("nan")) == tables.Field(text=tables.DASH, order="", is_number=True)
+    assert tables.field("kid", pd.NA).text == tables.DASH
+    assert tables.field("worst_presence", 0.5, 0.25, 1.0).span == (25.0, 50.0, 100.0)
+    assert tables.field("clip_score", 31.25, 30.0, 32.0).span is None
 
 
 def test_a_censored_titer_sorts_just_above_the_same_budget() -> None:
-    orders = [page.field("titer", value).order for value in ("50", ">=50", "100")]
+    orders = [tables.field("titer", value).order for value in ("50", ">=50", "100")]
 
     assert orders == sorted(orders) and len(set(orders)) == 3
-    assert page.field("titer", ">=50").text == "≥ 50"
+    assert tables.field("titer", ">=50").text == "≥ 50"
 
 
 def test_the_front_is_what_nothing_beats_in_both() -> None:
