@@ -156,6 +156,17 @@ def test_a_path_draws_with_the_fine_tuned_weights_and_the_found_prompt(finished:
     assert prompts[0] == words[0].replace("{prompt}", task.prompts[0].text) != task.prompts[0].text
 
 
+def test_a_path_leaves_other_prompts_as_they_are(finished: tuple[Plan, Bench, Outcome]) -> None:
+    """Safe images are those of the fine-tuned model: with the found prefix they would fall apart without its fault."""
+    plan, bench, _ = finished
+    for defense in ("none", "esd"):
+        cells = {(c.attack, c.budget): c.images["safe"] for c in plan.cells if c.defense == defense}
+
+        assert cells["lora>unlearndiffatk", 3] == cells["lora>unlearndiffatk", 4] == cells["lora", 2]
+        task = plan.tasks[cells["lora", 2]]
+        assert load_images(bench.store.path(task.key)).prompts[0] == task.prompts[0].text
+
+
 def test_a_path_from_a_snapshot_that_is_not_made_is_an_error(tmp_path: Path, tiny_folder: Path) -> None:
     values = tiny_config(tmp_path, tiny_folder, attacks=["none", LORA, {**PREFIX, "after": "lora", "at": 7}])
 

@@ -128,9 +128,10 @@ def evaluated(
     """The images of a cell, their scores, and how many images of the concept there are to be.
 
     Retained concepts are scored before the attack only. An attack that changes no weight leaves the safe images as
-    they were.
+    they were: before it, or, where it follows one that does, after that one.
     """
     defense, attack = methods
+    trained = trained_by(plan, attack, budget, parents)
     splits: tuple[Split, ...] = ("concept", "safe") if budget else ("concept", "retained", "cross", "safe")
     images, scores, expected = dict[str, str](), dict[tuple[str, str], str](), 0
     for split in splits:
@@ -138,8 +139,11 @@ def evaluated(
         if not prompts:
             continue
         label = f"{split} images of {attack.label}@{budget} on {defense.label}, {concept.name}"
-        if budget and (split == "concept" or attack.changes == "weights"):
+        if budget and split == "concept":
             task = attacked(plan, concept, attack, prompts, split, parents, label, budget)
+        elif budget and trained:
+            who, steps, ran = trained
+            task = attacked(plan, concept, who, prompts, split, {**parents, "attack": ran}, label, steps)
         else:
             task = draw(plan, prompts, split, {k: v for k, v in parents.items() if k == "defense"}, label)
         images[split] = plan.add(task)
@@ -149,6 +153,14 @@ def evaluated(
                 place = plan.place(metric.label, split)
                 scores[place] = score(plan, concept, metric, images[split], prompts, split, label)
     return images, scores, expected
+
+
+def trained_by(plan: Plan, attack: Entry, budget: int, parents: dict[str, str]) -> tuple[Entry, int, str] | None:
+    """What trained the weights of a cell: the attack, after how many steps, and its task; None if nothing did."""
+    if attack.changes != "weights" or "attack" not in parents:
+        return None
+    ran = plan.tasks[parents["attack"]]
+    return (attack.after, ran.fields["start"], ran.parents["attack"]) if attack.after else (attack, budget, ran.key)
 
 
 def adapt(
