@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from leaderboards.board import LEADERBOARD, Board, build
+from leaderboards.cells import DOUBT
 from leaderboards.files import markdown
 
 KEY = ["model", "scenario", "concept", "defense", "attack", "budget", "seed"]
@@ -186,6 +187,25 @@ def test_images_that_were_never_made_are_partial_too() -> None:
     scores, cells, costs = frames("esd")
     board = make((scores[~(where(scores, **LORA_50, prompt_id="concept3"))], cells, costs))
     assert set(cell(board, **LORA_50)["status"]) == {"partial"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "status", "flag"), [(1, "ok", None), (2, "ok", DOUBT), (6, "collapsed", None), (None, "collapsed", None)]
+)
+def test_images_have_collapsed_where_the_interval_says_so(wrong: int | None, status: str, flag: str | None) -> None:
+    """Two wrong images of six safe prompts are no reason to discard a cell, and are told; nor is an interval needed."""
+    scores, cells, costs = frames("esd")
+    mine = scores[where(scores, **LORA_50, metric="clip_score")]
+    prompts = sorted(mine["prompt_id"].unique())
+    scores.loc[mine.index[mine["prompt_id"].isin(prompts[:wrong])], "value"] = 0.0
+    if wrong is None:  # one safe prompt has no interval
+        scores = scores.drop(mine.index[mine["prompt_id"] != prompts[0]])
+
+    board = make((scores, cells, costs), draws=400)
+
+    found = cell(board, **LORA_50).loc["clip_score"]
+    assert (found["status"], found["flag"]) == (status, flag)
+    assert (f"clip_score: {DOUBT}" in row(board, "esd")["flags"]) == bool(flag)
 
 
 def test_without_clip_scores_there_is_no_sanity_gate() -> None:
