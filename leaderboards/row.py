@@ -1,5 +1,6 @@
 """One defense on one model in one scenario: its line of the leaderboard and of the matrix, and its curves."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -161,8 +162,12 @@ class Row:
         flags = [agreement.FLAG] * (disagreement > agreement.DISAGREE) + ["one judge"] * (pair is None)
         flags += ["judge uncalibrated"] * (len(rates) < len(RATES))
         own = self.numbers.dropna(subset=["flag"])
-        told = zip(own["number"], own["flag"], strict=True)
-        flags += [f"{name}: {flag}" for name, flag in told if not name.startswith("judge")]
+        rows, told = Counter(self.numbers["number"]), Counter(zip(own["number"], own["flag"], strict=True))
+        flags += [
+            f"{name}: {flag}" + f" in {count} of {rows[name]} cells" * (count < rows[name])
+            for (name, flag), count in told.items()
+            if not name.startswith("judge")
+        ]
         named = self.numbers.dropna(subset=["identity"]).drop_duplicates(["number", "identity"])
         others = named[~named["number"].str.startswith(DERIVED)].groupby("number", sort=False)["identity"]
         measured = [f"{number}: {' and '.join(identities)}" for number, identities in others]
