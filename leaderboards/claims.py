@@ -16,6 +16,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from leaderboards.board import Board
+from leaderboards.cells import DOUBT
 
 COLUMNS = ["claim", "defense", "statement", "source", "measured", "value", "ci_low", "ci_high", "limit", "holds"]
 ALPHA = 0.05
@@ -115,6 +116,7 @@ def bound(board: Board, claim: Claim) -> Iterator[dict[str, Any]]:
             }
             text += f", less that of {claim.against}"
             status.add(base["status"])
+        status |= doubts(board.cells[board.cells["concept"] == row["concept"]], claim, row["budget"])
         holds = verdict(claim, numbers["value"], numbers["ci_low"], numbers["ci_high"])
         if broken := status - {"ok"}:  # what collapsed images do not show says nothing about a defense
             text, holds = f"{text} ({', '.join(sorted(broken))})", "undecided"
@@ -141,13 +143,18 @@ def gap(board: Board, claim: Claim) -> Iterator[dict[str, Any]]:
         for row in rows.sort_values("budget").to_dict("records"):
             ends = sorted((sign * float(row["ci_low"]), sign * float(row["ci_high"])))
             numbers = {"value": sign * float(row["value"]), "ci_low": ends[0], "ci_high": ends[1]}
-            arm = f", {row['attack']}@{row['budget']}" if claim.attack else ""
-            yield line(
-                claim,
-                f"{claim.number} of {claim.defense} less that of {claim.against}{arm}",
-                numbers,
-                direction(claim, numbers["value"], float(row["p_holm"])),
-            )
+            text = f"{claim.number} of {claim.defense} less that of {claim.against}"
+            text += f", {row['attack']}@{row['budget']}" if claim.attack else ""
+            holds = direction(claim, numbers["value"], float(row["p_holm"]))
+            if claim.attack and doubts(board.cells, claim, row["budget"]):
+                text, holds = f"{text} ({DOUBT})", "undecided"
+            yield line(claim, text, numbers, holds)
+
+
+def doubts(cells: pd.DataFrame, claim: Claim, budget: int) -> set[str]:
+    """The doubt about the images of a claim's cells at a budget, of either defense, if there is one."""
+    of_claim = cells["defense"].isin([claim.defense, claim.against]) & (cells["attack"] == (claim.attack or "none"))
+    return {DOUBT} & set(cells.loc[of_claim & (cells["budget"] == budget), "flag"])
 
 
 def direction(claim: Claim, value: float, p: float) -> str:

@@ -8,6 +8,7 @@ import pytest
 from benchmark import config
 from benchmark.errors import ConfigError
 from leaderboards.board import Board
+from leaderboards.cells import DOUBT
 from leaderboards.claims import Claim, judge
 
 SAID = {"claim": "c", "defense": "a", "statement": "s", "source": "p"}
@@ -29,6 +30,7 @@ def board(
 ) -> Board:
     empty = pd.DataFrame()
     columns = ["defense", "concept", "number", "attack", "budget", "seed", "value", "ci_low", "ci_high", "status"]
+    columns += ["flag"]
     pairs = ["defense_a", "defense_b", "number", "attack", "budget", "value", "ci_low", "ci_high", "p_holm"]
     points = ["defense", "attack", "concept", "budget", "presence", "ci_low", "ci_high"]
     return Board(
@@ -75,6 +77,22 @@ def test_collapsed_images_decide_nothing(broken: str) -> None:
 
     assert row["holds"] == "undecided"
     assert row["measured"].endswith("(collapsed)")
+
+
+@pytest.mark.parametrize("doubted", ["a", "b"])
+def test_images_in_doubt_decide_nothing(doubted: str) -> None:
+    arm = {"attack": "lora", "budget": 9}
+    rows = [cell(d, "clip_score", 40.0, 20.0, 50.0, **arm, status="ok") for d in ("a", "b")]
+    rows[doubted == "b"]["flag"] = DOUBT
+    rows += [cell(d, "presence_after", 0.0, 0.0, 0.1, **arm, status="ok") for d in ("a", "b")]
+    pair = {"defense_a": "a", "defense_b": "b", "number": "presence"} | arm | numbers(-0.9, -1.0, -0.8)
+    bounded = Claim(**SAID, check="bound", against="b", number="presence_after", attack="lora", at_most=0.0)
+    claims = [bounded, Claim(**SAID, check="gap", against="b", attack="lora")]
+
+    table = judge(board(rows, [pair | {"p_holm": 0.001}]), claims)
+
+    assert table["holds"].tolist() == ["undecided", "undecided"]
+    assert table["measured"].str.endswith(f"({DOUBT})").all()
 
 
 def test_a_gap_without_cells_says_what_became_of_them() -> None:
