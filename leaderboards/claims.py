@@ -67,7 +67,7 @@ def judge(board: Board, claims: Sequence[Claim]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def line(claim: Claim, measured: str, numbers: Mapping[str, float], holds: str) -> dict[str, Any]:
+def line(claim: Claim, measured: str, holds: str, numbers: Mapping[str, float]) -> dict[str, Any]:
     """One row of the table."""
     said = {name: getattr(claim, name) for name in ("claim", "defense", "statement", "source", "limit")}
     return said | dict(numbers) | {"measured": measured, "holds": holds}
@@ -81,7 +81,7 @@ def unmeasured(board: Board, claim: Claim) -> dict[str, Any]:
         cells = cells[(cells["attack"] == claim.attack) & (cells["budget"] > 0)]
     points = cells.drop_duplicates(["defense", "attack", "budget", "status"])[["defense", "attack", "budget", "status"]]
     found = ", ".join(f"{row.defense} {row.status} at {row.attack}@{row.budget}" for row in points.itertuples())
-    return line(claim, f"no cells to compare: {found}" if found else "not measured in this run", missing, "undecided")
+    return line(claim, f"no cells to compare: {found}" if found else "not measured in this run", "undecided", missing)
 
 
 def verdict(claim: Claim, value: float, low: float, high: float) -> str:
@@ -118,9 +118,7 @@ def bound(board: Board, claim: Claim) -> Iterator[dict[str, Any]]:
             status.add(base["status"])
         status |= doubts(board.cells[board.cells["concept"] == row["concept"]], claim, row["budget"])
         holds = verdict(claim, numbers["value"], numbers["ci_low"], numbers["ci_high"])
-        if broken := status - {"ok"}:  # what collapsed images do not show says nothing about a defense
-            text, holds = f"{text} ({', '.join(sorted(broken))})", "undecided"
-        yield line(claim, text, numbers, holds)
+        yield line(claim, *unless(text, holds, status - {"ok"}), numbers)
 
 
 def of_cells(cells: pd.DataFrame, claim: Claim, defense: str) -> pd.DataFrame:
@@ -146,9 +144,13 @@ def gap(board: Board, claim: Claim) -> Iterator[dict[str, Any]]:
             text = f"{claim.number} of {claim.defense} less that of {claim.against}"
             text += f", {row['attack']}@{row['budget']}" if claim.attack else ""
             holds = direction(claim, numbers["value"], float(row["p_holm"]))
-            if claim.attack and doubts(board.cells, claim, row["budget"]):
-                text, holds = f"{text} ({DOUBT})", "undecided"
-            yield line(claim, text, numbers, holds)
+            broken = doubts(board.cells, claim, row["budget"]) if claim.attack else set[str]()
+            yield line(claim, *unless(text, holds, broken), numbers)
+
+
+def unless(text: str, holds: str, broken: set[str]) -> tuple[str, str]:
+    """What was measured and whether it holds; what collapsed images do not show says nothing about a defense."""
+    return (f"{text} ({', '.join(sorted(broken))})", "undecided") if broken else (text, holds)
 
 
 def doubts(cells: pd.DataFrame, claim: Claim, budget: int) -> set[str]:
@@ -182,7 +184,9 @@ def ratio(board: Board, claim: Claim) -> Iterator[dict[str, Any]]:
         "ci_high": quotient(a["ci_high"], b["ci_low"]),
     }
     text = f"presence of {claim.defense} / that of {claim.against}, {claim.attack}@{a['budget']}"
-    yield line(claim, text, numbers, verdict(claim, numbers["value"], numbers["ci_low"], numbers["ci_high"]))
+    holds = verdict(claim, numbers["value"], numbers["ci_low"], numbers["ci_high"])
+    broken = doubts(board.cells, claim, a["budget"]) | doubts(board.cells, claim, b["budget"])
+    yield line(claim, *unless(text, holds, broken), numbers)
 
 
 def quotient(a: float, b: float) -> float:

@@ -87,11 +87,14 @@ def test_images_in_doubt_decide_nothing(doubted: str) -> None:
     rows += [cell(d, "presence_after", 0.0, 0.0, 0.1, **arm, status="ok") for d in ("a", "b")]
     pair = {"defense_a": "a", "defense_b": "b", "number": "presence"} | arm | numbers(-0.9, -1.0, -0.8)
     bounded = Claim(**SAID, check="bound", against="b", number="presence_after", attack="lora", at_most=0.0)
-    claims = [bounded, Claim(**SAID, check="gap", against="b", attack="lora")]
+    claims = [bounded, *(Claim(**SAID, check=check, against="b", attack="lora") for check in ("gap", "ratio"))]
+    points = [
+        {"concept": "all", "presence": 0.1, "ci_low": 0.0, "ci_high": 0.1, "defense": d} | arm for d in ("a", "b")
+    ]
 
-    table = judge(board(rows, [pair | {"p_holm": 0.001}]), claims)
+    table = judge(board(rows, [pair | {"p_holm": 0.001}], points), claims)
 
-    assert table["holds"].tolist() == ["undecided", "undecided"]
+    assert table["holds"].tolist() == ["undecided"] * 3
     assert table["measured"].str.endswith(f"({DOUBT})").all()
 
 

@@ -25,6 +25,7 @@ from benchmark.report import figures, gallery, page, series, tables
 from benchmark.report.sketch import Panel, Sketch
 from benchmark.store import Store
 from leaderboards.board import Board
+from leaderboards.cells import DOUBT
 from tests.reports import FACTS, board_of, fill, small_plan
 
 Run = tuple[Plan, Store, Board]
@@ -73,6 +74,18 @@ def test_flags_are_told_with_their_task(tmp_path: Path) -> None:
     told = page.warnings(plan, board_of(plan, store), {k: store.meta(k) for k in plan.tasks})
 
     assert told == {"cells": [], "flags": [{"label": "lora on weak, cat, seed 0", "flags": "zero delta", "detail": ""}]}
+
+
+def test_cells_in_doubt_are_told(run: Run) -> None:
+    plan, _, board = run
+    rows = board.cells.copy()
+    rows.loc[(rows["attack"] == "lora") & (rows["number"] == "clip_score") & (rows["budget"] == 10), "flag"] = DOUBT
+    told = page.warnings(plan, replace(board, cells=rows), {})["cells"]
+
+    (found,) = [group for group in told if group["status"] == "in doubt"]
+    assert found["reason"] == DOUBT
+    assert "cat/weak/lora@10#0" in found["cells"]
+    assert not [name for name in found["cells"] if "@10#" not in name]
 
 
 def test_the_cost_is_the_sum_of_what_the_store_says(run: Run) -> None:

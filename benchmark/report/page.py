@@ -21,6 +21,7 @@ from benchmark.report.sketch import Panel, Sketch
 from benchmark.report.tables import CELL, is_missing, number
 from benchmark.store import Store
 from leaderboards.board import Board
+from leaderboards.cells import DOUBT
 
 if TYPE_CHECKING:
     from benchmark.report.series import Look
@@ -147,10 +148,11 @@ def paretos(board: Board) -> list[dict[str, Any]]:
 
 
 def warnings(plan: Plan, board: Board, metas: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Cells that are not ok, by status and reason, and tasks that carry a flag or could not be judged in part."""
+    """Cells that are not ok or in doubt, by status and reason, and tasks with a flag or that were not judged whole."""
     bad = board.cells[board.cells["status"] != "ok"].drop_duplicates(CELL)
+    doubted = board.cells[board.cells["flag"] == DOUBT].assign(status="in doubt", reason=DOUBT)
     groups = []
-    for (status, reason), part in bad.fillna({"reason": ""}).groupby(["status", "reason"]):
+    for (status, reason), part in pd.concat([bad, doubted]).fillna({"reason": ""}).groupby(["status", "reason"]):
         names = [f"{c.concept}/{c.defense}/{c.attack}@{c.budget}#{c.seed}" for c in part.itertuples()]
         groups.append({"status": status, "reason": reason or "no reason given", "cells": names})
     flagged = []
