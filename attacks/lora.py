@@ -19,8 +19,8 @@ from torch import Generator
 
 from attacks.base import WeightAttack
 from attacks.trainer import Optimizer, train
-from benchmark.adapters import add_adapters, low_rank
 from benchmark.diffusion import Model
+from benchmark.model.adapters import add_adapters, low_rank
 from benchmark.types import Concept, Examples, Report, Snapshot
 
 

@@ -23,8 +23,8 @@ from torch import Generator
 from attacks.base import WeightAttack
 from attacks.trainer import train, unfreeze
 from attacks.words import substitute
-from benchmark.adapters import add_adapters, low_rank
 from benchmark.diffusion import Model, difference
+from benchmark.model.adapters import add_adapters, low_rank
 from benchmark.types import Concept, Examples, Report, Snapshot
 
 PLAIN = {"a", "an", "the", "of", "in", "style"}  # words of a phrase that name nothing

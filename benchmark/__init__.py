@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-    from benchmark.registry import PluginKind
+    from benchmark.config.registry import PluginKind
 
 __all__ = ["run"]
 
@@ -59,11 +59,12 @@ def run(
     """
     from rich.console import Console
 
-    from benchmark import config as configs
-    from benchmark import own, session
+    from benchmark import session
+    from benchmark.config import config as configs
+    from benchmark.config import own_classes as own
     from benchmark.errors import ConfigError, unknown
-    from benchmark.executors import Executor
-    from benchmark.watch import Bars
+    from benchmark.runner.executors import Executor
+    from benchmark.runner.progress import Bars
 
     values = dict(config) if isinstance(config, Mapping) else configs.read(str(config))
     given: dict[PluginKind, Methods] = {"defense": defenses, "attack": attacks, "metric": metrics}

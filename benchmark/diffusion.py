@@ -4,7 +4,7 @@
     L_DM     = E || eps_theta(z_t, t, c) - eps ||^2
     guided   = eps(z_t, null) + w (eps(z_t, c) - eps(z_t, null))
 
-A leaf beside `types`. `Model` is Stable Diffusion 1 and 2, and what other families derive from: `benchmark.families`.
+A leaf beside `types`. `Model` is Stable Diffusion 1 and 2, and what others derive from: `benchmark.model.families`.
 A text is one tensor `(B, L, D)` whatever the family: methods stack, index and expand it, and never look inside.
 Random numbers are drawn on the CPU from the generator given, then moved, so that every device sees the same ones.
 Counted passes are samples through the U-Net, whatever the batch.

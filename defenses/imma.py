@@ -24,8 +24,8 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from benchmark.adapters import add_adapters
 from benchmark.diffusion import Model, denoising_loss
+from benchmark.model.adapters import add_adapters
 from benchmark.types import Concept, Delta, Examples, Report
 from defenses.base import Defense
 from defenses.data import draw

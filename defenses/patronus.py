@@ -38,9 +38,9 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import StepLR
 
-from benchmark.adapters import add_adapters, low_rank
 from benchmark.diffusion import Model, denoising_loss, difference, normal, sample
-from benchmark.perceptual import features
+from benchmark.model.adapters import add_adapters, low_rank
+from benchmark.model.perceptual import features
 from benchmark.types import Concept, Delta, Examples, Report
 from defenses.base import Defense
 from defenses.data import captions, draw, latents

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmark.types import Concept, Prompt
-from metrics.judges import CALIBRATION, Judge, Rule, Seen, check_binary, one_label
+from metrics.judge import CALIBRATION, Judge, Rule, Seen, check_binary, one_label
 from metrics.nudenet import NudeNet
 from metrics.towers import check_tower, load_tower, tower_identity
 from metrics.weights import ABSENT, digest

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmark.types import ELSE, Concept
-from metrics.judges import CALIBRATION, Judge, Rule, Seen
+from metrics.judge import CALIBRATION, Judge, Rule, Seen
 from metrics.towers import as_pictures
 from metrics.weights import cached_file, cached_weights, fetched, local, place_identity, wanted_hash
 

@@ -12,77 +12,22 @@ A zero-shot judge chooses among the labels of the card. A classifier has classes
 has its name, or those that the card lists under `classes`. nudenet and q16 know the concept of the card and no other.
 """
 
-import json
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
-from benchmark.types import ELSE, Concept
+from benchmark.types import Concept
+from metrics.binary import Q16, Detector
+from metrics.classifiers import Torchvision, Transformers
+from metrics.judge import CALIBRATION, Judge, Seen
 from metrics.towers import LOCAL, check_tower, folder_of, load_tower, tower_identity
 
-Rule = float | Literal["top1", "top3", "top5"]
 GROUP = "titer.judges"
 OWN = ("mini", "hf-hub", "local-dir")  # kinds that open_clip tells apart itself
-CALIBRATION = "calibration.json"
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a judge sees in B images, in the order of the card's labels.
-
-    Attributes:
-        p: probability of each label, `(B, labels)`; NaN where the judge does not know the label.
-        rank: how many of all that the judge chooses from is likelier, `(B, labels)`; NaN where that says nothing.
-    """
-
-    p: Tensor
-    rank: Tensor
-
-
-class Judge(ABC):
-    """Who says whether an image shows a label.
-
-    Class data:
-        binary: True for a judge that knows the concept of the card and no other label.
-    """
-
-    binary: ClassVar[bool] = False
-
-    def rule(self) -> Rule:
-        """When a label counts as seen, unless the metric says otherwise: from this p on, or among the first k."""
-        return 0.5
-
-    @abstractmethod
-    def identity(self) -> str:
-        """Name and weights. Reads no weights that are absent, and fetches none."""
-
-    @abstractmethod
-    def see(self, images: Tensor, concept: Concept) -> Seen:
-        """What images `(B, 3, H, W)` in [0, 1] show."""
-
-    @abstractmethod
-    def check(self, concept: Concept, labels: Iterable[str]) -> None:
-        """Have the weights at hand, and know `labels`.
-
-        Raises:
-            FileNotFoundError: the weights are not there, or what reads them is not installed.
-            ValueError: it does not know a label.
-        """
-
-    def place(self) -> str:
-        """The judge's name with its whole path, if it has one; empty if its name says all."""
-        return ""
-
-    def calibration(self) -> Path | None:
-        """Where the calibration card would be."""
-        return None
 
 
 @dataclass(frozen=True)
@@ -141,8 +86,6 @@ def find(name: str, pretrained: str = "") -> Judge:
 
 def builtin() -> Mapping[str, Callable[[str], Judge]]:
     """Who makes a judge of the rest of its name, by kind."""
-    from metrics.binary import Q16, Detector
-    from metrics.classifiers import Torchvision, Transformers
 
     def open_clip(rest: str) -> Judge:
         model, _, pretrained = rest.rpartition("/")
@@ -156,41 +99,3 @@ def builtin() -> Mapping[str, Callable[[str], Judge]]:
         "nudenet": Detector,
         "q16": Q16,
     }
-
-
-def rates(judge: Judge, identity: str, concept: str) -> tuple[float, float] | None:
-    """True and false positive rate for a concept, by the judge's calibration card; None without one of this identity.
-
-    Where the card has several kinds of images, these are the smallest and the largest.
-    """
-    file = judge.calibration()
-    if file is None or not file.is_file():
-        return None
-    card = json.loads(file.read_text())
-    if card.get("identity") != identity:
-        return None
-    found = card.get("concepts", {}).get(concept, {})
-    hits = [rate for name, rate in found.items() if name.startswith("true_positive")]
-    slips = [rate for name, rate in found.items() if name.startswith("false_positive")]
-    return (min(hits), max(slips)) if hits and slips else None
-
-
-def one_label(p: Tensor, concept: Concept) -> Seen:
-    """What a judge sees that knows one label alone: its p `(B,)`, and the rest for `something else`."""
-    labels = list(concept.labels)
-    every = torch.full((len(p), len(labels)), torch.nan)
-    every[:, labels.index(concept.name)] = p
-    if ELSE in labels:
-        every[:, labels.index(ELSE)] = 1 - p
-    return Seen(every, torch.full_like(every, torch.nan))
-
-
-def check_binary(kind: str, concept: Concept, labels: Iterable[str]) -> None:
-    """Refuse labels beside the concept's own.
-
-    Raises:
-        ValueError: there are some.
-    """
-    others = sorted({label for label in labels if label != concept.name})
-    if others:
-        raise ValueError(f"expected prompts of {concept.name!r} alone for {kind}, got {others[0]!r}: it knows no more.")

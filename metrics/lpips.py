@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmark.mini import WEIGHTS
-from benchmark.perceptual import features
+from benchmark.model.perceptual import features
 from benchmark.types import Concept, Prompt
 from metrics.base import PairMetric
 from metrics.weights import cached_file, cached_weights, digest, wanted_hash

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from benchmark.types import Concept, Prompt, Split
 from metrics.base import ImageMetric
-from metrics.judges import OWN, Judge, Rule, find, rates
+from metrics.judge import Judge, Rule, rates
+from metrics.judges import OWN, find
 
 CARD = "card:"
 

@@ -1,4 +1,4 @@
-"""The tiny random pipeline of `benchmark.conformance`: every unit test runs on it in seconds."""
+"""The tiny random pipeline of `benchmark.kit.conformance`: every unit test runs on it in seconds."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmark import conformance
 from benchmark.diffusion import Model
-from benchmark.models import load
+from benchmark.kit import conformance
+from benchmark.model import load
 from benchmark.types import Concept, Examples
 from tests import pipelines
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmark import config
-from benchmark.artifacts import Gallery, save_scores
+from benchmark.config import config
 from benchmark.data import load_concept
-from benchmark.files import describe
 from benchmark.plan import Plan, build
-from benchmark.store import MARKER, Store, digest
-from benchmark.task import Task
+from benchmark.plan.task import Task
+from benchmark.store import Store
+from benchmark.store.artifacts import Gallery, save_scores
+from benchmark.store.files import describe
+from benchmark.store.store import MARKER, digest
 from benchmark.types import Concept, Prompt, Split
 
 PROMPTS, IMAGES = 50, 4

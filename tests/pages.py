@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmark import config, conformance, registry
-from benchmark.entries import SEARCH
+from benchmark.config import config, registry
+from benchmark.config.entries import SEARCH
+from benchmark.kit import conformance
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -21,7 +22,7 @@ TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), r
 
 # A config, a preset among them, is parsed as it is written; before a command runs it, it is made small:
 SMALL: dict[str, Any] = {
-    "model": "the tiny random pipeline of benchmark.conformance",
+    "model": "the tiny random pipeline of benchmark.kit.conformance",
     "sampling": {"steps": 2, "guidance": 2.0},
     "draws": 100,
     "seeds": [0],
@@ -60,7 +61,7 @@ STAND_INS = {
 }
 # Commands that only CI, or another machine, runs: a pattern and who does.
 ELSEWHERE: dict[str, str] = {
-    r"ray (start|stop|status|get-auth-token)( .*)?": "who runs a cluster; tests/test_ray.py starts Ray",
+    r"ray (start|stop|status|get-auth-token)( .*)?": "who runs a cluster; tests/runner/test_ray.py starts Ray",
     r"export( [A-Z_]+=\S*)+": "nobody: it sets variables of the shell",
     r"cat [\w./-]+": "nobody: it shows a file",
     r"cd [\w./-]+": "nobody: the reader is there already",

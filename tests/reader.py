@@ -17,10 +17,11 @@ from typing import Any
 import yaml
 from typer.testing import CliRunner
 
-from benchmark import config, data, registry
 from benchmark.cli import app
+from benchmark.config import config, registry
+from benchmark.data import cards as data
+from benchmark.runner.trackers import TRACKERS
 from benchmark.session import planned
-from benchmark.track import TRACKERS
 from metrics.judges import GROUP
 from tests.pages import ELSEWHERE, GIVEN, PROJECT, ROOT, SHOWN, TARGETS, WORDS, Block, blocks, commands, small
 

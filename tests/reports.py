@@ -9,12 +9,13 @@ import torch
 import yaml
 from torch import Tensor
 
-from benchmark import config, records
-from benchmark.artifacts import Gallery, save_images, save_numbers, save_scores
+from benchmark.config import config
 from benchmark.data import load_concept
 from benchmark.plan import Plan, build
+from benchmark.plan.task import Task
+from benchmark.results import records
 from benchmark.store import Store
-from benchmark.task import Task
+from benchmark.store.artifacts import Gallery, save_images, save_numbers, save_scores
 from leaderboards.board import Board
 from leaderboards.board import build as build_board
 

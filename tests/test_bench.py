@@ -15,8 +15,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from benchmark.cli import app
-from benchmark.conformance import SMALL, tiny_concept, tiny_examples, tiny_model
 from benchmark.diffusion import Model
+from benchmark.kit.conformance import SMALL, tiny_concept, tiny_examples, tiny_model
 from tests.bench import __main__ as command
 from tests.bench import alone, executors, gpu, loops, runs, sampling, scale, training
 from tests.bench.paired import Ratio, Seconds, Turns, alternate, ratio

@@ -7,16 +7,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch.nn import functional as F
 
-from benchmark.diffusion import (
-    Model,
-    batches,
-    ddim,
-    denoising_loss,
-    difference,
-    guided_noise,
-    sample,
-)
-from benchmark.generate import generate, start_noise
+from benchmark.diffusion import Model, batches, ddim, denoising_loss, difference, guided_noise, sample
+from benchmark.model.generate import generate, start_noise
 from benchmark.types import Delta, Prompt
 
 PROMPTS = [Prompt(text=text, split="concept") for text in ("a cat", "dog", "key", "car")]

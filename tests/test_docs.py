@@ -20,9 +20,12 @@ import yaml
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
-from benchmark import catalog, config, data, flags, models, registry
-from benchmark.cli import app
-from benchmark.prompts import sets
+from benchmark.cli import app, catalog
+from benchmark.config import config, registry
+from benchmark.data import cards as data
+from benchmark.data import sets
+from benchmark.model import bases as models
+from benchmark.runner import flags
 from benchmark.types import Split
 from tests.browsers import chromium
 from tests.pages import ROOT, blocks, small

@@ -1,77 +1,161 @@
-"""Imports follow the data: config, plan, tasks, stages, store, records, leaderboards."""
+"""Imports follow the data: config, data -> plan -> store -> model -> run -> tables, and the commands above all.
+
+The table is the order. A file may import what stands above its own line, and its own room; nothing below.
+"""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from benchmark.registry import FOLDERS, SHARED, PluginKind
+from benchmark.config.registry import FOLDERS, SHARED, PluginKind
 
 PACKAGES = ("benchmark", "defenses", "attacks", "metrics", "leaderboards")
-FOR_METHODS = {
-    f"benchmark.{name}" for name in ("adapters", "types", "diffusion", "mini", "mini.subjects", "perceptual")
-}
-ORDER = (
-    "types",
-    "errors",
-    "files",
-    "garbage",
-    "seeds",
-    "data",
-    "entries",
-    "config",
-    "task",
-    "track",
-    "plan",
-    "store",
-    "upkeep",
-    "seen",
-    "withhold",
-    "stages",
-    "runner",
-    "rescore",
-    "records",
-    "published",
-    "session",
-    "cli",
+ROOT = {"types", "errors", "diffusion"}  # with `__init__`, the files of the root
+FLOORS: tuple[tuple[str, ...], ...] = (  # each floor's rooms do not import each other
+    ("types", "errors"),
+    ("diffusion",),
+    ("config", "data"),
+    ("plan",),
+    ("store", "mini"),
+    ("model",),
+    ("runner",),
+    ("results",),
+    ("session",),
+    ("kit", "mini.recipe"),
+    ("cli",),
+    ("__init__",),  # `benchmark.run`
 )
+FOR_METHODS = {
+    *("benchmark.types", "benchmark.diffusion", "benchmark.mini", "benchmark.mini.subjects"),
+    *("benchmark.model.adapters", "benchmark.model.perceptual"),
+}
 
 
-def imports(file: Path) -> set[str]:
-    """Every module of ours that a file imports."""
+def modules() -> dict[str, Path]:
+    """Every module of ours by its dotted name."""
+    files = [file for package in PACKAGES for file in sorted(Path(package).rglob("*.py"))]
+    return {".".join(file.with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+
+
+def imports(file: Path, known: Mapping[str, Path]) -> set[str]:
+    """Every module of ours that a file imports, also where it does so late; not what only type checkers read."""
     found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names if node.module in PACKAGES}
-    return {name for name in found if name.split(".")[0] in PACKAGES and name not in PACKAGES}
+            full = {f"{node.module}.{alias.name}": node.module for alias in node.names}
+            found |= {name if name in known else module for name, module in full.items()}
+    return found & set(known)
 
 
-def files(name: str) -> list[Path]:
-    """The files of a module, or of a package of modules."""
-    found = [Path(f"benchmark/{name}.py")] if Path(f"benchmark/{name}.py").is_file() else []
-    found += sorted(Path(f"benchmark/{name}").glob("*.py"))
-    assert found, name
-    return found
+def walk(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes that run."""
+    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        return
+    yield node
+    for child in ast.iter_child_nodes(node):
+        yield from walk(child)
+
+
+def room(module: str) -> str:
+    """The room of a module of `benchmark`."""
+    parts = module.split(".")[1:]
+    if parts[:2] == ["mini", "recipe"]:
+        return "mini.recipe"
+    return parts[0] if parts else "__init__"
+
+
+@cache
+def arrows() -> dict[str, set[str]]:
+    """What each module of ours imports."""
+    known = modules()
+    return {name: imports(file, known) - {name} for name, file in known.items()}
+
+
+def upward(found: Mapping[str, set[str]]) -> list[str]:
+    """The imports within `benchmark` that do not point to an earlier floor."""
+    at = {name: number for number, floor in enumerate(FLOORS) for name in floor}
+    ours = {m: {t for t in to if t.startswith("benchmark.")} for m, to in found.items() if m.startswith("benchmark")}
+    return [f"{m} -> {t}" for m, to in ours.items() for t in to if room(m) != room(t) and at[room(t)] >= at[room(m)]]
+
+
+def circle(found: Mapping[str, set[str]]) -> list[str]:
+    """Modules that import each other in a ring; empty without one. A package's own `__init__` counts as the package."""
+    done: set[str] = set()
+
+    def visit(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name not in done:
+            for other in sorted(found[name]):
+                if ring := visit(other, [*path, name]):
+                    return ring
+            done.add(name)
+        return []
+
+    return next((ring for name in sorted(found) if (ring := visit(name, []))), [])
+
+
+def test_imports_follow_the_data() -> None:
+    assert upward(arrows()) == []
+
+
+def test_no_two_modules_import_each_other() -> None:
+    assert circle(arrows()) == []
+
+
+def test_an_upward_import_and_a_circle_are_seen() -> None:
+    assert upward({"benchmark.plan.build": {"benchmark.store.store"}}) != []
+    assert upward({"benchmark.config.config": {"benchmark.data.cards"}}) != []
+    assert upward({"benchmark.store.store": {"benchmark.plan.task"}}) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_every_room_has_its_floor_and_the_root_is_empty_but_for_what_methods_import() -> None:
+    rooms = {path.name for path in Path("benchmark").iterdir() if (path / "__init__.py").is_file()}
+
+    assert rooms | ROOT | {"mini.recipe", "__init__"} == {name for floor in FLOORS for name in floor}
+    assert {file.stem for file in Path("benchmark").glob("*.py")} == ROOT | {"__init__"}
+
+
+def test_every_room_says_what_comes_in_and_what_goes_out() -> None:
+    for name in {name for floor in FLOORS for name in floor} - ROOT - {"__init__", "mini.recipe"}:
+        text = ast.get_docstring(ast.parse(Path("benchmark", name, "__init__.py").read_text())) or ""
+
+        assert "In: " in text and "Out: " in text, name
+
+
+def test_tests_mirror_the_rooms() -> None:
+    rooms = {name for floor in FLOORS for name in floor} | set(PACKAGES[1:])
+    helpers = {"bench"}
+
+    assert {path.parent.name for path in Path("tests").glob("*/__init__.py")} - helpers <= rooms
+    assert {file.stem for file in Path("tests").glob("test_*.py")} == {
+        f"test_{name}" for name in ("layers", "docs", "bench", "diffusion")
+    }
 
 
 @pytest.mark.parametrize("folder", ["defenses", "attacks", "metrics"])
 def test_methods_know_only_types_and_diffusion(folder: str) -> None:
-    for file in Path(folder).glob("*.py"):
-        ours = {name for name in imports(file) if not name.startswith(f"{folder}.")}
-
-        assert ours <= FOR_METHODS, file
+    for name, to in arrows().items():
+        if name.startswith(f"{folder}."):
+            assert {other for other in to if not other.startswith(folder)} <= FOR_METHODS, name
 
 
 @pytest.mark.parametrize("kind", ["defense", "attack"])
 def test_no_method_imports_another(kind: PluginKind) -> None:
     folder = FOLDERS[kind]
     shared = {f"{folder}.{name}" for name in {"base"} | SHARED[kind]}
-    for file in Path(folder).glob("*.py"):
-        assert {name for name in imports(file) if name.startswith(f"{folder}.")} <= shared, file
+    for name, to in arrows().items():
+        if name.startswith(f"{folder}."):
+            assert {other for other in to if other.startswith(f"{folder}.")} <= shared, name
 
 
 @pytest.mark.parametrize("kind", FOLDERS)
@@ -80,27 +164,20 @@ def test_what_methods_share_is_there(kind: PluginKind) -> None:
 
 
 def test_leaderboards_know_only_themselves() -> None:
-    for file in Path("leaderboards").glob("*.py"):
-        assert {name.split(".")[0] for name in imports(file)} <= {"leaderboards"}, file
-
-
-def test_imports_follow_the_data() -> None:
-    for at, name in enumerate(ORDER):
-        later = {f"benchmark.{other}" for other in ORDER[at + 1 :]}
-
-        assert not set().union(*map(imports, files(name))) & later, name
+    for name, to in arrows().items():
+        if name.startswith("leaderboards"):
+            assert {other.split(".")[0] for other in to} <= {"leaderboards"}, name
 
 
 def test_only_the_command_prints() -> None:
-    for package in PACKAGES:
-        for file in Path(package).rglob("*.py"):
-            calls = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Call)]
-            assert not any(isinstance(c.func, ast.Name) and c.func.id == "print" for c in calls), file
+    for file in modules().values():
+        calls = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Call)]
+        assert not any(isinstance(c.func, ast.Name) and c.func.id == "print" for c in calls), file
 
 
 def test_listing_names_needs_no_torch() -> None:
     code = (
-        "import sys; import benchmark.cli; from benchmark import catalog; "
+        "import sys; import benchmark.cli; from benchmark.cli import catalog; "
         "[catalog.listing(kind) for kind in ('defenses', 'attacks', 'metrics', 'concepts', 'models', 'presets')]; "
         "assert 'torch' not in sys.modules"
     )

@@ -34,7 +34,7 @@ def board(
     if reported:
         show_reported(published, folder)
     if figures:
-        from benchmark.report import figures as drawn
+        from benchmark.results.report import figures as drawn
 
         for file in drawn.save(published, folder / "figures"):
             out.print(str(file))
@@ -50,9 +50,9 @@ def export(
 ) -> None:
     """Write a cell's model as a diffusers folder that `from_pretrained` loads, or what its attack learned."""
     from benchmark import session
-    from benchmark.export import export as write
-    from benchmark.export import find_cell
-    from benchmark.stages import Bench
+    from benchmark.runner.export import export as write
+    from benchmark.runner.export import find_cell
+    from benchmark.runner.stages import Bench
 
     with refusing():
         job = session.prepare(chosen(source, ""), source=source, out=None, store=store, claim=False, weights="cached")
@@ -64,7 +64,7 @@ def export(
 
 def show_board(published: Any, folder: Path) -> None:
     """Print the leaderboard and where the tables are."""
-    from benchmark.watch import leaderboard_table
+    from benchmark.cli.tables import leaderboard_table
 
     out.print(leaderboard_table(published.leaderboard))
     names = ("leaderboard.csv", "matrix.csv", "curves.csv", "cells.csv", "comparisons.csv", "claims.csv")
@@ -75,7 +75,7 @@ def show_board(published: Any, folder: Path) -> None:
 
 def show_reported(published: Any, folder: Path) -> None:
     """Write and print what others report beside what was measured."""
-    from benchmark.watch import reported_table
+    from benchmark.cli.tables import reported_table
     from leaderboards import reported as others
     from leaderboards.files import write_table
 

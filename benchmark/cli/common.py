@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from benchmark import config as configs
+from benchmark.config import config as configs
 from benchmark.errors import ConfigError, InputError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="The command `titer`.")

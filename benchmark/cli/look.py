@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from benchmark import config as configs
 from benchmark.cli.common import Device, Json, Only, Source, StoreAt, app, chosen, out, refusing, tell
+from benchmark.config import config as configs
 from benchmark.errors import ConfigError
 
 
@@ -69,7 +69,7 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List what titer knows."""
-    from benchmark import catalog
+    from benchmark.cli import catalog
 
     with refusing():
         found = catalog.listing(what)
@@ -82,7 +82,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show a plug-in, a concept or a preset: its documentation, its fields and defaults, its fidelity."""
-    from benchmark import catalog
+    from benchmark.cli import catalog
 
     with refusing():
         facts = catalog.details(name)
@@ -107,18 +107,18 @@ def doctor(
     With --model: access, weights, disk, memory, speed, and with --preset the hours that it would take here.
     With --judge: the calibration card of a judge, as JSON, from pictures whose labels are known.
     """
-    from benchmark import catalog
+    from benchmark.cli import catalog
 
     with refusing():
         if judge:
-            from benchmark.calibration import calibrate
+            from benchmark.cli.calibration import calibrate
 
             if images is None:
                 raise ConfigError("expected --images FOLDER with --judge, got none: a subfolder for each label.")
             out.print_json(json.dumps(calibrate(judge, images, concept, lambda *, step, total, loss: None)))
             return
         if model:
-            from benchmark.fitness import checks as of_model
+            from benchmark.cli.doctor import checks as of_model
 
             checks = of_model(model, chosen(preset, "") if preset else None, device)
         else:

@@ -15,7 +15,7 @@ def new(
     to: Annotated[Path | None, typer.Option("--to", help="A new folder; by default NAME.")] = None,
 ) -> None:
     """Write an installable plug-in: a method that works, its test by the conformance suite and its entry point."""
-    from benchmark import scaffold
+    from benchmark.kit import scaffold
 
     with refusing():
         files = scaffold.write(kind, name, to or Path(name))

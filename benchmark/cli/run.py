@@ -14,7 +14,7 @@ from benchmark.cli.board import show_board
 from benchmark.cli.common import Device, Only, Out, Source, StoreAt, Workers, app, chosen, err, out, refusing
 from benchmark.cli.look import show_plan
 from benchmark.errors import FolderError
-from benchmark.executors import Executor
+from benchmark.runner.executors import Executor
 from benchmark.store import Store
 
 silent = Console(stderr=True, quiet=True)
@@ -62,13 +62,13 @@ def run(
     ] = False,
 ) -> None:
     """Run a matrix: compute what is missing, then write and show the leaderboard. The same command resumes."""
-    from benchmark import published
+    from benchmark.results import published
 
     if not (dry_run or track) and (finished := published.again(source, only, out_folder, store)):
         conclude(finished, finished.folder, {**NOTHING, "found": finished.tasks}, {}, quiet=quiet, as_json=as_json)
         return
     from benchmark import session
-    from benchmark import track as tracking
+    from benchmark.runner import trackers as tracking
 
     job = None
 
@@ -89,8 +89,8 @@ def run(
         if dry_run:
             show_plan(job, as_json)
             return
-        from benchmark.executors.limits import each_task
-        from benchmark.watch import Bars
+        from benchmark.runner.limits import each_task
+        from benchmark.runner.progress import Bars
 
         with (
             Bars(silent if quiet else err, job.left) as bars,
@@ -140,8 +140,9 @@ def score(
     batch: Annotated[int, typer.Option(min=1, help="Images at once; changes no number.")] = 64,
 ) -> None:
     """Score the stored images again, with another threshold or metric: nothing is trained and no image is drawn."""
-    from benchmark import rescore, session
-    from benchmark.watch import Bars
+    from benchmark import session
+    from benchmark.runner import rescore
+    from benchmark.runner.progress import Bars
 
     with working(str):
         Store(store).existing()

@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from benchmark import config as configs
-from benchmark import upkeep
 from benchmark.cli.common import Json, StoreAt, app, err, refusing, tell
+from benchmark.config import config as configs
 from benchmark.store import Store
+from benchmark.store import maintenance as upkeep
 
 store_app = typer.Typer(no_args_is_help=True, help="Look after the folder of all results.")
 app.add_typer(store_app, name="store")

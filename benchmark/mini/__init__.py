@@ -1,4 +1,7 @@
-"""The embedded model: weights, concept cards, and in `recipe/` how they were made."""
+"""The embedded model: weights, concept cards, subjects drawn by code, and in `recipe/` how they were made.
+
+In: nothing. Out: `WEIGHTS`, the folder of the pipeline, of the judges and of their calibration.
+"""
 
 from pathlib import Path
 

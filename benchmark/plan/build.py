@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from benchmark.config import Adaptation, Config
-from benchmark.data import spread
-from benchmark.entries import Entry, entry
+from benchmark.config import Config
+from benchmark.config.config import Adaptation
+from benchmark.config.entries import Entry, entry
+from benchmark.data.cards import spread
 from benchmark.errors import PlanError
-from benchmark.garbage import uncollected
+from benchmark.plan.gc_pause import uncollected
 from benchmark.plan.images import asked, attacked, draw
 from benchmark.plan.matrix import Cell, Plan, Skip
 from benchmark.plan.methods import add_defense, attack_task

@@ -5,11 +5,11 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from benchmark.data import spread
-from benchmark.entries import Entry
+from benchmark.config.entries import Entry
+from benchmark.data.cards import spread
 from benchmark.errors import PlanError
 from benchmark.plan.matrix import Plan
-from benchmark.task import Task
+from benchmark.plan.task import Task
 from benchmark.types import Concept, Prompt, Split
 
 SAMPLER_VERSION, SUBJECT_VERSION, FOLDER_VERSION = 2, 1, 1

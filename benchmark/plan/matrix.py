@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from benchmark.config import Config
 from benchmark.errors import PlanError
-from benchmark.task import Made, Once, Task
+from benchmark.plan.task import Made, Once, Task
 from benchmark.types import Concept
 
 Start = tuple[dict[str, str], dict[tuple[str, str], str], int, int]  # images, scores, expected images, passes

@@ -1,12 +1,12 @@
 """Tasks that train: defenses, attacks, attacks that follow another, and the trials of tuned ones."""
 
-from benchmark.data import spread
-from benchmark.entries import Entry
+from benchmark.config.entries import Entry
+from benchmark.data.cards import spread
 from benchmark.errors import PlanError
 from benchmark.plan.images import attacked, data_task
 from benchmark.plan.matrix import Plan
 from benchmark.plan.scores import score
-from benchmark.task import Task
+from benchmark.plan.task import Task
 from benchmark.types import Concept, Split
 
 DEFENDER: dict[str, Split] = {"concept": "defender", "safe": "prior"}

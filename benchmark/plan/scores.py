@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from benchmark.entries import Entry
+from benchmark.config.entries import Entry
 from benchmark.errors import ConfigError
 from benchmark.plan.images import data_task, draw, photographed
 from benchmark.plan.matrix import Plan
-from benchmark.task import Task
+from benchmark.plan.task import Task
 from benchmark.types import Concept, Prompt, Split
 
 EMBEDDER_VERSION = 1

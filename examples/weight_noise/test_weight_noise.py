@@ -4,8 +4,8 @@ import pytest
 import torch
 from weight_noise import WeightNoise
 
-from benchmark.conformance import check_defense, protect, tiny_concept, tiny_examples, tiny_model
-from benchmark.registry import find
+from benchmark.config.registry import find
+from benchmark.kit.conformance import check_defense, protect, tiny_concept, tiny_examples, tiny_model
 
 
 def test_it_keeps_the_contract() -> None:

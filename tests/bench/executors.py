@@ -10,15 +10,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
-from benchmark import config, models
+from benchmark.config import config
 from benchmark.data import load_concept
-from benchmark.executors.simulate import busy, simulate
+from benchmark.model import bases as models
 from benchmark.plan import Plan, build
+from benchmark.plan.task import Task
+from benchmark.runner.executors.simulate import busy, simulate
 from benchmark.store import Store
-from benchmark.task import Task
-from tests import test_schedule as full
 from tests.bench.alone import alone
 from tests.bench.table import Row, number
+from tests.runner import test_schedule as full
 
 WORKERS = 2
 CONTROL: dict[str, object] = {"model": "mini:judge"}
@@ -68,9 +69,9 @@ def served(on_ray: bool, folder: Path, count: int, steps: int) -> float:
     """
     import torch
 
-    from benchmark.executors import local
-    from benchmark.runner import run
-    from benchmark.stages import Bench
+    from benchmark.runner.executors import local
+    from benchmark.runner.loop import run
+    from benchmark.runner.stages import Bench
 
     torch.set_num_threads(1)
     plan, ends, workers = defenses(count, steps), Ends(), WORKERS if on_ray else 1
@@ -81,7 +82,7 @@ def served(on_ray: bool, folder: Path, count: int, steps: int) -> float:
             os.environ.pop("RAY_ADDRESS", None)
             import ray
 
-            from benchmark.executors import ray as executor
+            from benchmark.runner.executors import ray as executor
 
             ray.init(
                 address="local",

@@ -14,10 +14,11 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from benchmark import registry
-from benchmark.data import load_concept, spread
+from benchmark.config import registry
+from benchmark.data import load_concept
+from benchmark.data.cards import spread
 from benchmark.diffusion import Model
-from benchmark.executors.limits import free, out_of_memory
+from benchmark.runner.limits import free, out_of_memory
 from benchmark.types import Concept, Prompt
 from tests.bench.paired import alternate, ratio
 from tests.bench.sampling import Draw

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from benchmark import config
+from benchmark.config import config
 from benchmark.session import prepare
 from tests.bench.alone import command, commands
 from tests.bench.table import Row

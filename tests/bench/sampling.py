@@ -8,11 +8,13 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from benchmark import config, models
-from benchmark.data import load_concept, spread
+from benchmark.config import config
+from benchmark.data import load_concept
+from benchmark.data.cards import spread
 from benchmark.diffusion import Model
-from benchmark.generate import generate, start_noise
-from benchmark.seeds import image_seed
+from benchmark.model import bases as models
+from benchmark.model.generate import generate, start_noise
+from benchmark.plan.seeds import image_seed
 from benchmark.types import Prompt
 from tests.bench.paired import alternate, ratio
 from tests.bench.table import Row, compared

@@ -8,19 +8,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from benchmark import config
+from benchmark.config import config
 from benchmark.data import load_concept
-from benchmark.files import describe
 from benchmark.plan import Plan, build
 from benchmark.session import Session
-from benchmark.store import MARKER, Store, digest
+from benchmark.store import Store
+from benchmark.store.files import describe
+from benchmark.store.store import MARKER, digest
 from benchmark.types import Concept
 from leaderboards.board import build as build_board
 from tests import large
 from tests.bench.alone import alone, commands, timed
 from tests.bench.paired import Seconds, now
 from tests.bench.table import Row
-from tests.test_leaderboards_speed import big
+from tests.leaderboards.test_speed import big
 
 CONCEPTS = 20  # of 10 defenses x 10 attacks x 5 seeds x 10 budgets each: 100,000 cells
 PAYLOAD = bytes(4000)

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from benchmark import config, models
+from benchmark.config import config
 from benchmark.data import load_concept
 from benchmark.diffusion import Model
+from benchmark.model import bases as models
 from benchmark.types import Concept, Examples, Report
 from tests.bench import loops, loops_patronus
 from tests.bench.paired import Ratio, Turns, alternate, ratio

@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmark.data import cards, load_concept
+from benchmark.data import load_concept
+from benchmark.data.cards import cards
 from benchmark.diffusion import Model, sample
-from benchmark.generate import start_noise
 from benchmark.mini import WEIGHTS
 from benchmark.mini.recipe.dataset import Art, Label, as_tensor, every_label
 from benchmark.mini.recipe.pool import broken_images, through
 from benchmark.mini.subjects import BACKGROUNDS, SUBJECTS, draw
-from benchmark.models import load
+from benchmark.model import load
+from benchmark.model.generate import start_noise
 from benchmark.types import Concept
 from metrics.presence import Presence
 from metrics.similarity import Similarity

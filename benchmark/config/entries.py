@@ -1,0 +1,264 @@
+"""What a config lists -> entries: built methods, and how they are combined.
+
+defenses: none, {use: esd, as: label, preset: fast, lr: 1.0e-4}
+          a+b, or {use: b, after: a}               b on the result of a
+attacks:  a>b, or {use: b, after: a, at: 25}       prompt attack b on what weight attack a has after 25 steps
+          {use: "search:lora", develop: bomb, grid: {lr: [1.0e-4, 1.0e-3], rank: [4, 16]}}
+                                                   LoRA with the settings that did best on another concept
+"""
+
+import dataclasses
+from collections.abc import Hashable, Mapping
+from functools import cache, cached_property
+from itertools import product
+from typing import Any, cast
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from benchmark.config.registry import PluginKind, find, names
+from benchmark.errors import ConfigError, unknown
+
+SEARCH, LARGEST = "search:", 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A plug-in as a config names it.
+
+    Attributes:
+        label: its name on the board, `as` in the file.
+        use: the plug-in.
+        method: the instance.
+        after: the defense that a composed one is trained on, or the weight attack that a prompt attack follows.
+        at: for the latter, the steps after which it follows; 0 is the smallest budget of the run.
+        against: the defenses that an attack is meant for, beside the control; all, if empty.
+        trials: for a tuned attack, the settings that it chooses from, each an entry.
+        develop: the concept on which it chooses.
+    """
+
+    label: str
+    use: str
+    method: Any
+    after: "Entry | None" = None
+    at: int = 0
+    against: tuple[str, ...] = ()
+    trials: tuple["Entry", ...] = ()
+    develop: str = ""
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """The method's fields as JSON values."""
+        values: dict[str, Any] = adapter(type(self.method)).dump_python(self.method, mode="json")
+        return values
+
+    @property
+    def changes(self) -> str:
+        """What an attack changes: whatever follows a weight attack works on changed weights."""
+        return "weights" if self.after else str(self.method.changes)
+
+
+class Range(BaseModel):
+    """A range to search, for a field that is a number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    low: float
+    high: float
+    log: bool = False
+
+
+class Space(BaseModel):
+    """How a tuned attack searches: every combination of the listed values, or `trials` points of the ranges."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    develop: str
+    grid: dict[str, Range | list[Any]] = Field(min_length=1)
+    trials: int = Field(0, ge=0, le=LARGEST)
+
+
+def labels_of(listed: tuple[Entry, ...]) -> list[str]:
+    """The labels of entries."""
+    return [e.label for e in listed]
+
+
+def entries(kind: PluginKind, listed: tuple[str | dict[str, Any], ...]) -> tuple[Entry, ...]:
+    """Build every listed plug-in; two with one label are an error."""
+    built: dict[str, Entry] = {}
+    for item in listed:
+        found = entry(kind, item, built)
+        if found.label in built:
+            raise ConfigError(f"expected different labels for {kind}s, got {found.label!r} twice: name one with `as:`.")
+        built[found.label] = found
+    return tuple(built.values())
+
+
+def entry(kind: PluginKind, item: str | dict[str, Any], known: Mapping[str, Entry] | None = None) -> Entry:
+    """One plug-in from `name`, `a+b`, `a>b` or `{use: name, as: label, after: label, preset: name, field: value}`."""
+    known = known or {}
+    if isinstance(item, str) and item not in names(kind):
+        if "+" in item:
+            return composed(kind, item, known)
+        if ">" in item:
+            left, _, right = item.partition(">")
+            return followed(kind, left, known[right] if right in known else entry(kind, right), known)
+    given = {"use": item} if isinstance(item, str) else dict(item)
+    if not isinstance(given.get("use"), str):
+        raise ConfigError(f"expected `use: NAME` in every {kind}, got {item!r}: write {{use: NAME, ...}}.")
+    if given.get("after") is not None:
+        return after(kind, given, known)
+    if kind == "attack" and given["use"].startswith(SEARCH):
+        return tuned(given)
+    return plain(kind, given)
+
+
+def after(kind: PluginKind, given: dict[str, Any], known: Mapping[str, Entry]) -> Entry:
+    """`{use: b, after: a}`: a defense on the result of another, or a prompt attack on a fine-tuned model."""
+    use, left = given["use"], str(given["after"])
+    own = {key: value for key, value in given.items() if key not in ("as", "after", "at")}
+    part = dataclasses.replace(entry(kind, own), label=use)
+    if kind == "attack":
+        whole = followed(kind, left, part, known, given.get("at", 0))
+    else:
+        whole = composed(kind, f"{left}+{use}", {**known, use: part})
+    return dataclasses.replace(whole, label=str(given.get("as", whole.label)))
+
+
+def composed(kind: PluginKind, name: str, known: Mapping[str, Entry]) -> Entry:
+    """`a+b`: b on the result of a. Each part is the label of an entry listed before, or a plug-in's name.
+
+    Raises:
+        ConfigError: it is not a defense, or there is no such part.
+    """
+    if kind != "defense":
+        raise ConfigError(f"expected one {kind}, got {name!r}: only defenses compose.")
+    left, _, right = name.rpartition("+")
+    before = known[left] if left in known else entry(kind, left, known)
+    if before.method.fidelity == "control":
+        raise ConfigError(f"expected a defense to build on, got {left!r}: `{right}` alone is the same.")
+    top = known[right] if right in known else entry(kind, right)
+    if top.after is not None:
+        raise ConfigError(f"expected a plain defense after the last +, got {right!r}: compose it from the left.")
+    return dataclasses.replace(top, label=name, after=before)
+
+
+def followed(kind: PluginKind, left: str, right: Entry, known: Mapping[str, Entry], at: Any = 0) -> Entry:
+    """`a>b`: prompt attack b on the model that weight attack a has after `at` steps.
+
+    Raises:
+        ConfigError: a trains no weights, b searches no prompts, or `at` is no number of steps.
+    """
+    if kind != "attack":
+        raise ConfigError(f"expected one {kind}, got {left}>{right.use}: only attacks follow each other with >.")
+    before = known[left] if left in known else entry(kind, left, known)
+    if not hasattr(before.method, "finetune") or before.trials or before.after:
+        raise ConfigError(f"expected an attack that trains weights before >, got {left!r}: use lora, for example.")
+    if right.after or not hasattr(right.method, "search"):
+        raise ConfigError(f"expected an attack that searches prompts after >, got {right.use!r}: use unlearndiffatk.")
+    if not isinstance(at, int) or at < 0:
+        raise ConfigError(f"expected `at:` steps of {left!r}, got {at!r}: give one of the run's budgets.")
+    return dataclasses.replace(right, label=f"{left}>{right.label}", after=before, at=at)
+
+
+def tuned(given: dict[str, Any]) -> Entry:
+    """`search:a`: attack a with the settings of a declared space that did best on the concept `develop`.
+
+    Raises:
+        ConfigError: no grid or concept is given, or the space is empty or too large.
+    """
+    use = given["use"].removeprefix(SEARCH)
+    own = {key: value for key, value in given.items() if key not in ("grid", "develop", "trials", "use", "as")}
+    try:
+        space = Space.model_validate({key: given[key] for key in ("grid", "develop", "trials") if key in given})
+    except ValidationError as error:
+        raise ConfigError(f"attack {given['use']!r}: {explain(error, list(Space.model_fields))}") from error
+    if not hasattr(find("attack", use), "finetune"):
+        raise ConfigError(f"expected an attack that trains weights after {SEARCH}, got {use!r}: use search:lora.")
+    template = plain("attack", {"use": use, **own})
+    fixed = {key: value for key, value in own.items() if key != "against"}
+    trials = tuple(
+        plain("attack", {"use": use, **fixed, **point, "as": f"{use} trial {number}"})
+        for number, point in enumerate(points(space))
+    )
+    label = str(given.get("as", given["use"]))
+    return dataclasses.replace(template, label=label, use=use, trials=trials, develop=space.develop)
+
+
+def points(space: Space) -> list[dict[str, Any]]:
+    """The settings to try: all combinations, or, with a range among them, a Halton sequence over the space.
+
+    Raises:
+        ConfigError: there are too many combinations, an empty list or range, or a range and no number of trials.
+    """
+    ranges = {name: value for name, value in space.grid.items() if isinstance(value, Range)}
+    lists = {name: value for name, value in space.grid.items() if isinstance(value, list)}
+    for name, value in space.grid.items():
+        if value == [] or (isinstance(value, Range) and not (value.high > value.low > (0 if value.log else -1e308))):
+            raise ConfigError(f"expected values to try for {name!r}, got {value!r}: give a list, or low < high.")
+    combinations = [dict(zip(lists, chosen, strict=True)) for chosen in product(*lists.values())]
+    if not ranges:
+        if space.trials or len(combinations) > LARGEST:
+            raise ConfigError(
+                f"expected a grid of at most {LARGEST} settings and no `trials:`, got {len(combinations)}: "
+                "every one is tried. Give ranges {low, high, log} and `trials:` for a larger space."
+            )
+        return combinations
+    if not space.trials:
+        raise ConfigError(f"expected `trials:` with the range of {min(ranges)!r}, got none: say how many to try.")
+    from scipy.stats import qmc  # evenly spread, and the same for every prefix of the trials
+
+    unit = qmc.Halton(len(ranges), scramble=False).random(space.trials + 1)[1:]
+    found = []
+    for number, place in enumerate(unit.tolist()):
+        point = {name: within(ranges[name], x) for name, x in zip(ranges, place, strict=True)}
+        found.append({**combinations[number % len(combinations)], **point})
+    return found
+
+
+def within(range_: Range, x: float) -> float:
+    """The point of a range at x in [0, 1], to four digits."""
+    found = range_.low * (range_.high / range_.low) ** x if range_.log else range_.low + x * (range_.high - range_.low)
+    return float(f"{found:.4g}")
+
+
+def plain(kind: PluginKind, given: dict[str, Any]) -> Entry:
+    """One plug-in with its fields.
+
+    Raises:
+        ConfigError: no such plug-in, preset or field, or a wrong value.
+    """
+    given = dict(given)
+    use = given.pop("use")
+    label, preset = str(given.pop("as", use)), given.pop("preset", None)
+    against = given.pop("against", ()) if kind == "attack" else ()
+    cls = find(kind, use)
+    fields_of = [f.name for f in dataclasses.fields(cls)]
+    stored = getattr(cls, "presets", {})
+    if preset is not None and preset not in stored:
+        raise ConfigError(unknown(f"preset of {kind} {use!r}:", str(preset), stored))
+    for name in given:
+        if name not in fields_of:
+            raise ConfigError(unknown(f"field of {kind} {use!r}:", name, fields_of))
+    try:
+        method = adapter(cls).validate_python({**stored.get(preset, {}), **given})
+    except ValidationError as error:
+        raise ConfigError(f"{kind} {use!r}: {explain(error, fields_of)}") from error
+    return Entry(label, use, method, against=tuple(map(str, [against] if isinstance(against, str) else against)))
+
+
+def adapter(cls: type[Any]) -> TypeAdapter[Any]:
+    """Pydantic's validator for a method's dataclass, built once."""
+    return built(cast("Hashable", cls))
+
+
+@cache
+def built(cls: Hashable) -> TypeAdapter[Any]:
+    """See `adapter`; mypy takes no class for hashable."""
+    return TypeAdapter(cast("type[Any]", cls))
+
+
+def explain(error: ValidationError, known: list[str]) -> str:
+    """The first fault in one line."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(p) for p in first["loc"])
+    if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+        return unknown("key", place, known)
+    return f"at {place!r}: {first['msg']}, got {first.get('input')!r}: change it."

@@ -1,0 +1,59 @@
+"""What a defense must do: train repeatably, touch nothing but what it returns."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from benchmark.diffusion import Model
+from benchmark.kit.conformance.classes import check_class
+from benchmark.kit.conformance.expect import all_equal, expect, global_state_kept, seeded, silent, unchanged
+from benchmark.kit.conformance.tiny import small, tiny_concept, tiny_examples, tiny_model
+from benchmark.types import Concept, Delta, Examples
+from defenses.base import Defense
+
+
+def check_defense(cls: type[Defense], fields: Mapping[str, Any] | None = None) -> None:
+    """Run all checks of a defense.
+
+    Args:
+        cls: the plug-in.
+        fields: those that make it small, and those without a default.
+
+    Raises:
+        PluginError: it breaks the contract; the message says how.
+    """
+    check_class(cls, Defense, fields)
+    method, model, concept, examples = small(cls, fields), tiny_model(), tiny_concept(), tiny_examples()
+    with unchanged(model):
+        protects_repeatably(method, model, concept, examples)
+        delta_applies(method, model, concept, examples)
+
+
+def protects_repeatably(method: Defense, model: Model, concept: Concept, examples: Examples) -> None:
+    """Same seed, same delta; the global generators stay; only a control changes nothing."""
+    with global_state_kept():
+        first, second = (protect(method, model, concept, examples) for _ in range(2))
+    expect(isinstance(first, Delta), "protect to return a Delta", type(first).__name__)
+    expect(first.dense.keys() == second.dense.keys(), "the same names in the delta for the same seed")
+    unequal = [name for name in first.dense if not torch.equal(first.dense[name], second.dense[name])]
+    expect(not unequal, "the same delta for the same seed", f"others at {unequal[:3]}: draw from `rng` only")
+    expect(not unequal and all_equal(first.low_rank, second.low_rank), "the same adapters for the same seed")
+    control = method.fidelity == "control"
+    expect(first.is_zero == control, "a delta that is zero in a control only", f"is_zero={first.is_zero}")
+
+
+def delta_applies(method: Defense, model: Model, concept: Concept, examples: Examples) -> None:
+    """The delta fits the base, and changes what it predicts."""
+    delta = protect(method, model, concept, examples)
+    changed = [name.partition(".")[0] for name in (*delta.dense, *delta.low_rank)]
+    defended = model.with_delta(delta)
+    if set(changed) - {"vae"} or not changed:
+        z, t, text = torch.zeros(1, *model.latent_shape), torch.tensor(5), ["cat"]
+        a, b = (m.predict_noise(z, t, m.encode_text(text)) for m in (model, defended))
+        expect(torch.equal(a, b) == delta.is_zero, "a delta that changes the noise predicted unless it is zero")
+
+
+def protect(method: Defense, model: Model, concept: Concept, examples: Examples) -> Delta:
+    """What a defense returns when it gets what it declares."""
+    return method.protect(model, concept, dict.fromkeys(method.needs, examples), rng=seeded(3), report=silent)  # type: ignore[arg-type]

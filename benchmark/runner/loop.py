@@ -1,0 +1,169 @@
+"""For each task: in the store? next. Otherwise run, catch, put.
+
+The runner alone catches what methods raise: a failed task is kept with its traceback, tasks that need it are skipped
+with the reason, and everything else goes on. The next run tries failed tasks again. A task that another process
+computes is left to it: the run goes on with others and looks again. A task without enough memory is tried again with
+half the batch, down to one image.
+"""
+
+import logging
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from benchmark.plan import Plan
+from benchmark.plan.task import Task
+from benchmark.runner import stages
+from benchmark.runner.limits import TimeLimitError, limited, out_of_memory, smaller
+from benchmark.runner.stages import Bench
+
+log = logging.getLogger(__name__)
+
+
+class Events(Protocol):
+    """What the runner tells whoever watches."""
+
+    def started(self, task: Task) -> None:
+        """A task begins, or is at hand again: several may run at once."""
+
+    def step(self, *, step: int, total: int, loss: float) -> None:
+        """The task at hand moved on."""
+
+    def finished(self, task: Task, outcome: str) -> None:
+        """A task ended: ran, found, failed or skipped."""
+
+
+@dataclass
+class Outcome:
+    """What happened: keys that ran, keys that were there, failures with tracebacks, skipped keys with reasons."""
+
+    ran: list[str] = field(default_factory=list)
+    found: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+What = Literal["ran", "found", "failed", "skipped", "locked"]
+BATCHED = ("generate", "embed", "score")  # the stages that read the batch: defenses and attacks have their own
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What came of one attempt at a task; `locked`: another process is at it; `memory`: it failed for want of it."""
+
+    what: What
+    trace: str = ""
+    memory: bool = False
+
+
+@dataclass
+class Run:
+    """A plan on its way into the store: what is settled, and how. An executor brings every task to `settle`."""
+
+    plan: Plan
+    bench: Bench
+    events: Events
+    outcome: Outcome = field(default_factory=Outcome)
+    settled: set[str] = field(default_factory=set)
+    asked: set[str] = field(default_factory=set)
+
+    def work(self, task: Task) -> bool:
+        """Settle a task in this process; False when another run computes it or what it needs."""
+        if self.look(task):
+            return True
+        if any(parent not in self.settled for parent in task.parents.values()):
+            return False
+        tried = attempt(task, self.bench, self.events)
+        if tried.what == "locked":
+            self.locked(task)
+        else:
+            self.settle(task, tried.what, tried.trace)
+        return task.key in self.settled
+
+    def look(self, task: Task) -> bool:
+        """Settle a task that needs no work: it is in the store, or something that it needs is not to be had."""
+        if self.bench.store.has(task.key):
+            self.settle(task, "found")
+        elif reason := self.blocked(task):
+            self.settle(task, "skipped", reason)
+        return task.key in self.settled
+
+    def blocked(self, task: Task) -> str:
+        """Why a task cannot run: a parent that failed or was itself skipped."""
+        for role, parent in task.required.items():
+            if parent in self.outcome.failed or parent in self.outcome.skipped:
+                return f"its {role} did not finish: {self.plan.tasks[parent].label}"
+        return ""
+
+    def settle(self, task: Task, what: What, why: str = "") -> None:
+        """Note what became of a task, with its traceback or the reason."""
+        if what == "ran":
+            self.outcome.ran.append(task.key)
+        elif what == "found":
+            self.outcome.found.append(task.key)
+        elif what == "failed":
+            self.outcome.failed[task.key] = why
+            log.warning("failed: %s", task.label)
+        else:
+            self.outcome.skipped[task.key] = why
+        self.settled.add(task.key)
+        self.events.finished(task, what)
+
+    def locked(self, task: Task) -> None:
+        """Say once that another run is at a task."""
+        if task.key not in self.asked:
+            who = self.bench.store.locker(task.key)
+            log.warning("another run (process %s) computes %s: going on, or waiting for it", who, task.label)
+            self.asked.add(task.key)
+
+
+Executor = Callable[[Run], None]
+
+
+def run(plan: Plan, bench: Bench, events: Events, executor: Executor) -> Outcome:
+    """Bring every task of the plan into the store, as far as it can be; `limits.each_task` bounds each one's time.
+
+    Args:
+        executor: brings every task of a run to `Run.settle`.
+
+    Raises:
+        FolderError: the store cannot be written.
+        DataError: a metric lacks its weights, or does not fit the card; nothing was run.
+    """
+    stages.check(task for key, task in plan.tasks.items() if task.kind == "score" and not bench.store.has(key))
+    found = Run(plan, bench, events)
+    with bench.store.using():
+        executor(found)
+    return found.outcome
+
+
+def attempt(task: Task, bench: Bench, events: Events) -> Attempt:
+    """Run one task and put its result, unless another process holds its lock."""
+    try:
+        with bench.store.lock(task.key) as ours:
+            if not ours:
+                return Attempt("locked")
+            if bench.store.has(task.key):  # finished by another run since we looked
+                return Attempt("found")
+            events.started(task)
+            compute(task, bench, events)
+    except (Exception, TimeLimitError) as error:
+        return Attempt("failed", traceback.format_exc(), out_of_memory(error))
+    return Attempt("ran")
+
+
+def compute(task: Task, bench: Bench, events: Events) -> None:
+    """Run a task's stage and put its result; with smaller batches while there is not enough memory."""
+    before = bench.batch
+
+    def once(batch: int) -> None:
+        bench.batch = batch
+        with limited(events.step) as report:
+            write, meta = stages.run(task, bench, report)
+        bench.store.put(task.key, write, {**meta, "label": task.label, "identity_of": task.identity()})
+
+    try:
+        smaller(before, once, least=1 if task.kind in BATCHED else before)
+    finally:
+        bench.batch = before

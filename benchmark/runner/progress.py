@@ -1,0 +1,85 @@
+"""What people see while a run works: bars with the time left."""
+
+import math
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from benchmark.plan.task import Task
+
+ROWS = 8  # tasks that are shown at once
+
+
+class Bars:
+    """A bar for the whole run, weighed by cost, and one for each task that runs. Without a terminal, a line a task."""
+
+    def __init__(self, console: Console, left: Sequence[Task]) -> None:
+        self.console, self.count, self.done = console, len(left), 0
+        self.waiting = {task.key: task.weight for task in left}
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
+        self.progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
+        self.whole = self.progress.add_task("all", total=sum(self.waiting.values()) or 1)
+        self.ended, self.at, self.began = 0, "", time.monotonic()
+        self.rows: dict[str, TaskID] = {}
+        self.names: dict[str, str] = {}
+        self.parts: dict[str, float] = {}  # of the tasks that run, how much of their weight is done
+
+    def __enter__(self) -> "Bars":
+        if self.console.is_terminal:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def started(self, task: Task) -> None:
+        """A task begins, or is at hand again."""
+        self.at = task.key
+        if task.key not in self.rows:
+            self.names[task.key] = escape(f"{task.kind} {task.label}")
+            few = len(self.rows) < ROWS
+            self.rows[task.key] = self.progress.add_task(self.names[task.key], total=None, visible=few)
+            self.show()
+
+    def step(self, *, step: int, total: int, loss: float) -> None:
+        """The task at hand moved on."""
+        if self.at not in self.rows:
+            return
+        text = "" if math.isnan(loss) else f"  loss {loss:.4f}"
+        self.progress.update(self.rows[self.at], completed=step, total=total, description=self.names[self.at] + text)
+        self.parts[self.at] = self.waiting.get(self.at, 0) * step / max(total, 1)
+        self.show()
+
+    def finished(self, task: Task, outcome: str) -> None:
+        """A task ended: ran, found, failed or skipped."""
+        if task.key in self.rows:
+            self.progress.remove_task(self.rows.pop(task.key))
+            del self.names[task.key]
+            self.parts.pop(task.key, None)
+            for row in list(self.rows.values())[:ROWS]:
+                self.progress.update(row, visible=True)
+        if task.key not in self.waiting:
+            return
+        self.done += 1
+        self.ended += self.waiting.pop(task.key)
+        self.show()
+        if not self.console.is_terminal:
+            line = f"{self.done}/{self.count} {outcome} {task.kind} {task.label}{self.time_left()}"
+            self.console.print(line, markup=False)
+
+    def time_left(self) -> str:
+        """How long the rest takes, if it goes on as so far."""
+        rest = sum(self.waiting.values())
+        if not rest or not self.ended:
+            return ""
+        seconds = (time.monotonic() - self.began) * rest / self.ended
+        return f", about {timedelta(seconds=round(seconds))} left"
+
+    def show(self) -> None:
+        """Draw the bar of the whole run."""
+        done = self.ended + sum(self.parts.values())
+        self.progress.update(self.whole, completed=done, description=f"all {self.done}/{self.count}")

@@ -1,0 +1,101 @@
+"""What a worker holds: the base, the store, and what a task's parents left there."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from benchmark.diffusion import Model
+from benchmark.errors import PluginError, StoreError
+from benchmark.model import load
+from benchmark.model.resident import Resident
+from benchmark.plan.task import Task
+from benchmark.store import Store
+from benchmark.store.artifacts import Gallery, load_delta, load_snapshot
+from benchmark.types import Snapshot
+
+Write = Callable[[Path], None]
+Done = tuple[Write, dict[str, Any]]  # what writes a result, and what to note beside it
+HELD = 2**31  # bytes of images held in memory
+
+
+@dataclass
+class Bench:
+    """What a worker holds: the base, the store, and how many images fit in a batch. Nothing here enters a key.
+
+    With `save_flagged` the images of an NSFW suite are written to the store; else they are `held` in memory, as long
+    as there is room for them.
+    """
+
+    folder: Path
+    store: Store
+    device: str = "cpu"
+    batch: int = 64
+    save_flagged: bool = False
+    held: dict[str, Gallery] = field(default_factory=dict)
+
+    @cached_property
+    def base(self) -> Model:
+        """The undefended model, loaded once."""
+        return load(self.folder, device=self.device)
+
+    @cached_property
+    def resident(self) -> Resident:
+        """The base, and a copy of it on which deltas are swapped."""
+        return Resident(self.base)
+
+    def model_for(self, task: Task) -> Model:
+        """The base with the parents' changes, until the next call: defended, then attacked up to the task's budget."""
+        layers = {key: partial(load_delta, self.store.path(key)) for key in self.lineage(task)}
+        snapshots = self.snapshots(task)
+        at = f"{task.parents.get('attack')}@{task.fields.get('budget', task.fields.get('start'))}"
+        layers |= {f"{at}#{i}": partial(getattr, snapshot, "delta") for i, snapshot in enumerate(snapshots)}
+        model = replace(self.resident.wear(layers) if layers else self.base, precision=task.precision)
+        tokens = {word: vector for snapshot in snapshots for word, vector in snapshot.tokens.items()}
+        return model.with_tokens(tokens) if tokens else model
+
+    def lineage(self, task: Task) -> list[str]:
+        """Keys of the defenses under a task, the first trained first: a composed one was trained on another."""
+        keys, key = list[str](), task.parents.get("defense")
+        while key:
+            keys.insert(0, key)
+            key = self.store.meta(key)["identity_of"]["parents"].get("defense")
+        return keys
+
+    def snapshots(self, task: Task) -> list[Snapshot]:
+        """What the attacks under a task had when it begins, the first attack first.
+
+        An image task reads its attack's at its budget; a prompt attack that follows a weight attack reads that one's
+        at its start.
+
+        Raises:
+            PluginError: an attack stopped before.
+            StoreError: it was deleted, as an NSFW suite's are once its images are scored.
+        """
+        found = list[Snapshot]()
+        key, steps = task.parents.get("attack"), task.fields.get("budget", task.fields.get("start"))
+        while key:
+            meta, folder = self.store.meta(key), self.store.path(key) / snapshot_name(steps)
+            if not folder.is_dir():
+                if meta.get("withheld") and str(steps) in meta["budgets"]:
+                    raise StoreError(
+                        f"expected the snapshot at {steps} steps of {key}, got one that was deleted once its images "
+                        "were scored: give --keep-attacks to the run that computes it."
+                    )
+                why = meta.get("stopped", "it has no such snapshot")
+                raise PluginError(f"expected a snapshot at {steps} steps, got an attack that stopped before: {why}")
+            found.insert(0, load_snapshot(folder))
+            key, steps = meta["identity_of"]["parents"].get("attack"), meta["identity_of"]["fields"].get("start")
+        return found
+
+    def hold(self, key: str, gallery: Gallery) -> None:
+        """Keep images in memory; those that were asked for longest ago go when there are too many."""
+        self.held[key] = gallery
+        while len(self.held) > 1 and sum(g.images.nbytes for g in self.held.values()) > HELD:
+            del self.held[next(iter(self.held))]
+
+
+def snapshot_name(steps: int) -> str:
+    """The folder of a snapshot inside an attack's result."""
+    return f"step-{steps:06d}"

@@ -1,0 +1,113 @@
+"""generate: images of a model, of a subject drawn by code, or the user's own."""
+
+import math
+import time
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from benchmark.config.registry import find
+from benchmark.data.pictures import squares
+from benchmark.diffusion import Model
+from benchmark.mini.subjects import background_of
+from benchmark.mini.subjects import draw as draw_subject
+from benchmark.model.generate import Begin, generate
+from benchmark.plan.seeds import image_seed
+from benchmark.plan.task import Task
+from benchmark.runner.stages.account import measured
+from benchmark.runner.stages.bench import Bench, Done
+from benchmark.store.artifacts import Gallery, save_images
+from benchmark.types import PROMPT, Prompt, Report
+
+
+def draw(task: Task, bench: Bench, report: Report) -> Done:
+    """Draw images with the defended, attacked or undefended model, or a subject by code; or read the user's own."""
+    if task.plugin == "subject":
+        return portray(task, report)
+    if task.plugin == "folder":
+        return photograph(task, bench, report)
+    gallery, cost = sampled(task, bench, report)
+    meta = {"cost": cost, "images": len(gallery.seeds), "flags": []}
+    if task.is_private and not bench.save_flagged:
+        bench.hold(task.key, gallery)
+        return lambda folder: None, {**meta, "withheld": True}
+    return lambda folder: save_images(folder, gallery), meta
+
+
+def sampled(task: Task, bench: Bench, report: Report) -> tuple[Gallery, dict[str, Any]]:
+    """The images that the model draws for a task, and what they cost."""
+    model, f = bench.model_for(task), task.fields
+    with measured(model) as cost:
+        gallery = generate(
+            model,
+            reduce(asked, (snapshot.prompts for snapshot in bench.snapshots(task)), list(task.prompts)),
+            images=f["images"],
+            steps=f["steps"],
+            guidance=f["guidance"],
+            stream=f["stream"],
+            batch=bench.batch,
+            report=report,
+            begin=beginning(task, model, bench.base),
+        )
+    return gallery, cost
+
+
+def portray(task: Task, report: Report) -> Done:
+    """Training images of a subject that no model draws: each prompt's background, `images` poses."""
+    f, started = task.fields, time.monotonic()
+    wanted = [(prompt, number) for prompt in task.prompts for number in range(f["images"])]
+    images = torch.stack([draw_subject(f["name"], background_of(p), n, f"{f['stream']}/{p.text}") for p, n in wanted])
+    report(step=len(wanted), total=len(wanted), loss=math.nan)
+    gallery = Gallery(
+        images=images,
+        prompt_ids=tuple(p.id for p, _ in wanted),
+        prompts=tuple(p.text for p, _ in wanted),
+        numbers=tuple(n for _, n in wanted),
+        seeds=tuple(image_seed(p.id, n, f["stream"]) for p, n in wanted),
+    )
+    cost = {"seconds": round(time.monotonic() - started, 3)}
+    return lambda folder: save_images(folder, gallery), {"cost": cost, "images": len(wanted), "flags": []}
+
+
+def photograph(task: Task, bench: Bench, report: Report) -> Done:
+    """The user's own images, cut to the size of what the model draws."""
+    started, paths = time.monotonic(), [picture.path for picture in task.pictures]
+    side = bench.base.latent_shape[-1] * 2 ** (len(bench.base.vae.config.block_out_channels) - 1)
+    pixels = squares(paths, [picture.sha256 for picture in task.pictures], side)
+    report(step=len(paths), total=len(paths), loss=math.nan)
+    gallery = Gallery(
+        images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
+        prompt_ids=tuple(Prompt(text=p.caption, split=p.split).id for p in task.pictures),
+        prompts=tuple(p.caption for p in task.pictures),
+        numbers=tuple(range(len(paths))),
+        seeds=(0,) * len(paths),
+    )
+    cost = {"seconds": round(time.monotonic() - started, 3)}
+    return lambda folder: save_images(folder, gallery), {"cost": cost, "images": len(paths), "flags": []}
+
+
+def asked(prompts: Sequence[Prompt], found: Sequence[str]) -> list[Prompt]:
+    """The prompts as an attack words them: number i takes found text i modulo their count."""
+    if not found:
+        return list(prompts)
+    return [p.reworded(found[i % len(found)].replace(PROMPT, p.text)) for i, p in enumerate(prompts)]
+
+
+def beginning(task: Task, model: Model, base: Model) -> Begin | None:
+    """Where a sampling attack starts the trajectories; None without one."""
+    if "begin" not in task.fields:
+        return None
+    f = task.fields
+    method = TypeAdapter(find("attack", f["begin"]["use"])).validate_python(f["begin"]["fields"])
+
+    def begin(z_T: Tensor, text: Tensor, null: Tensor, scale: float) -> tuple[Tensor, int]:
+        found: tuple[Tensor, int] = method.begin(
+            model, base, z_T, text, null, budget=f["budget"], steps=f["steps"], scale=scale
+        )
+        return found
+
+    return begin

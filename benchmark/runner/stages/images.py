@@ -1,0 +1,26 @@
+"""The images that a task's parents made: from the store, from memory, or drawn again where they are not kept."""
+
+from benchmark.plan.task import Task, drawing
+from benchmark.runner.stages.bench import Bench
+from benchmark.runner.stages.drawing import sampled
+from benchmark.store.artifacts import Gallery, load_images
+from benchmark.types import Examples
+
+
+def examples_of(task: Task, bench: Bench) -> dict[str, Examples]:
+    """The training images among a task's parents, by role."""
+    roles = {role: key for role, key in task.parents.items() if role in ("concept", "safe", "benign")}
+    galleries = {role: gallery_of(key, bench) for role, key in roles.items()}
+    return {role: Examples(images=g.images.to(bench.device), captions=g.prompts) for role, g in galleries.items()}
+
+
+def gallery_of(key: str, bench: Bench) -> Gallery:
+    """The images of a finished task."""
+    if key not in bench.held:
+        meta = bench.store.meta(key)
+        if not meta.get("withheld"):
+            return load_images(bench.store.path(key))
+        found, _ = sampled(drawing(meta["identity_of"]), bench, lambda *, step, total, loss: None)
+        bench.hold(key, found)
+    bench.held[key] = bench.held.pop(key)  # the last one asked for goes last
+    return bench.held[key]

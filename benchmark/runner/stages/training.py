@@ -1,0 +1,141 @@
+"""defend and attack: methods that change weights, or find words."""
+
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+
+from benchmark.config.registry import find
+from benchmark.data.safety import allowed
+from benchmark.errors import PluginError
+from benchmark.plan.task import Task
+from benchmark.runner.flags import flags_of
+from benchmark.runner.limits import out_of_memory
+from benchmark.runner.stages.account import Losses, build, generator, measured
+from benchmark.runner.stages.bench import Bench, Done, snapshot_name
+from benchmark.runner.stages.images import examples_of
+from benchmark.store import Store
+from benchmark.store.artifacts import load_values, save_delta, save_snapshot
+from benchmark.types import Budget, Delta, Report, Snapshot
+
+
+def defend(task: Task, bench: Bench, report: Report) -> Done:
+    """Train a defense."""
+    method, losses = build("defense", task), Losses(report)
+    assert task.concept is not None
+    model = bench.model_for(task)
+    with measured(model) as cost:
+        delta = method.protect(model, task.concept, examples_of(task, bench), rng=generator(task), report=losses)
+    if not isinstance(delta, Delta):
+        raise PluginError(f"expected {task.plugin}.protect to return a Delta, got {type(delta).__name__}.")
+    check_finite(delta, task)
+    model.with_delta(delta)  # raises on a wrong name or shape: here, so that no such delta is kept
+
+    def write(folder: Path) -> None:
+        save_delta(folder, delta)
+        losses.save(folder)
+
+    return write, {
+        "cost": cost,
+        "flags": flags_of(Snapshot(steps=0, delta=delta), losses.rows),
+        "fidelity": method.fidelity,
+    }
+
+
+def attack(task: Task, bench: Bench, report: Report) -> Done:
+    """Attack a defended model; keep every snapshot and what it had cost by then.
+
+    An attack that raises after its first snapshot keeps what it has; larger budgets fail with its reason.
+    """
+    losses = Losses(report, limit=max(task.fields["budgets"]))
+    method, choice = chosen(task, bench.store)
+    assert task.concept is not None
+    model, data, budgets = bench.model_for(task), examples_of(task, bench), list(task.fields["budgets"])
+    meter, started, taken = model.meter, time.monotonic(), list[tuple[Snapshot, Budget]]()
+    verb = method.finetune if method.changes == "weights" else method.search
+    first, why = asdict(meter), ""
+    with measured(model) as cost:
+        base = bench.base if method.uses_base else model
+        arguments = (model, base, task.concept, data)
+        try:
+            for snapshot in verb(*arguments, budgets=budgets, rng=generator(task), report=losses):
+                check_finite(snapshot.delta, task)
+                snapshot = permitted(snapshot, task)
+                spent = {name: count - first[name] for name, count in asdict(meter).items()}
+                seconds = round(time.monotonic() - started, 3)
+                taken.append((snapshot, Budget(steps=len(losses.rows), seconds=seconds, **spent)))
+        except Exception as error:  # the attack is somebody else's code: what it reached counts
+            if not taken or isinstance(error, PluginError) or out_of_memory(error):
+                raise
+            why = f"{type(error).__name__}: {error}"
+    check_steps(
+        task, [s.steps for s, _ in taken], [b.steps for _, b in taken], budgets[: len(taken)] if why else budgets
+    )
+
+    def write(folder: Path) -> None:
+        losses.save(folder)
+        for snapshot, _ in taken:
+            save_snapshot(folder / snapshot_name(snapshot.steps), snapshot)
+
+    spent_by = {str(budget.steps): asdict(budget) for _, budget in taken}
+    flags = flags_of(taken[-1][0], losses.rows) + ["stopped early"] * bool(why)
+    return write, {"cost": cost, "budgets": spent_by, "flags": flags, "stopped": why, **choice}
+
+
+def chosen(task: Task, store: Store) -> tuple[Any, dict[str, Any]]:
+    """The method of an attack task, and for a tuned one what it chose: the settings that the judge saw most after.
+
+    A trial's worth is its presence on the development concept, averaged over the budgets; the first of equals wins.
+
+    Raises:
+        PluginError: every trial failed.
+    """
+    if "trials" not in task.fields:
+        return build("attack", task, "budgets", "start"), {}
+    settings, budgets = task.fields["trials"], task.fields["budgets"]
+    worth = list[float | None]()
+    for number in range(len(settings)):
+        keys = [task.parents[f"trial{number}@{budget}"] for budget in budgets]
+        values = [np.mean(load_values(store.path(key))) for key in keys if store.has(key)]
+        worth.append(float(np.mean(values)) if len(values) == len(keys) else None)
+    known = [value for value in worth if value is not None]
+    if not known:
+        raise PluginError(f"expected a trial of {task.plugin} that finishes, got none of {len(worth)}: lower lr.")
+    best = worth.index(max(known))
+    method = TypeAdapter(find("attack", task.plugin)).validate_python(settings[best])
+    varied = {name for other in settings for name in other if other[name] != settings[0][name]}
+    return method, {"chosen": {name: settings[best][name] for name in sorted(varied)}, "trials": worth}
+
+
+def permitted(snapshot: Snapshot, task: Task) -> Snapshot:
+    """A snapshot without the prompts that the age filter drops.
+
+    Raises:
+        PluginError: nothing is left of what the attack found.
+    """
+    assert task.concept is not None
+    prompts = tuple(allowed(snapshot.prompts, task.concept.kind))
+    if snapshot.prompts and not prompts:
+        raise PluginError("expected found prompts that the age filter permits, got none: they are not drawn.")
+    return replace(snapshot, prompts=prompts)
+
+
+def check_steps(task: Task, yielded: list[int], counted: list[int], budgets: list[int]) -> None:
+    """Refuse an attack that spent something else than it was given."""
+    if yielded != budgets or counted != budgets:
+        raise PluginError(
+            f"expected snapshots of {task.plugin} at {budgets} steps, got {yielded}, after {counted} reported steps: "
+            "report every step once and yield at each budget."
+        )
+
+
+def check_finite(delta: Delta, task: Task) -> None:
+    """Refuse a delta with a number that is not finite."""
+    tensors = {**delta.dense, **{f"{n}[{i}]": t for n, pair in delta.low_rank.items() for i, t in enumerate(pair)}}
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise PluginError(f"expected finite weights from {task.label}, got some that are not in {name}: lower lr.")

@@ -1,0 +1,70 @@
+"""A config -> a session: everything is checked that can be before a model is loaded, and the matrix is planned."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmark.config import Config
+from benchmark.data import load_concept
+from benchmark.errors import DataError
+from benchmark.model import bases
+from benchmark.model.families import objections
+from benchmark.model.weights import UnsupportedError
+from benchmark.plan import Plan, build
+from benchmark.results.folder import claim_folder, identity
+from benchmark.session.session import Session
+from benchmark.store import Store
+
+
+def prepare(
+    config: Config,
+    *,
+    source: str,
+    out: Path | None,
+    store: Path,
+    claim: bool = True,
+    weights: bases.Weights = "download",
+) -> Session:
+    """Check everything that can be checked before a model is loaded, and plan.
+
+    Args:
+        claim: take the folders; False only looks.
+        weights: get them if they are not here, insist on those that are, or plan without, under a provisional base.
+
+    Raises:
+        InputError: a name, a file or a folder is wrong.
+    """
+    given = cards(config)  # first: a model may have to be downloaded
+    try:
+        model = bases.find(config.raw.model, weights)
+    except UnsupportedError as error:
+        raise DataError(f"{error} {objections(config.defenses, config.attacks)}.") from error
+    plan = build(config, model.base, **given)
+    found = Session(plan, Store(store), model.folder, out or Path("runs") / config.raw.name, source, model.revision)
+    if claim:
+        found.store.open()
+        claim_folder(found.out, identity(plan))
+    return found
+
+
+def planned(config: Config, base: str) -> Plan:
+    """The plan of a config on a base, with the cards that it names.
+
+    Raises:
+        DataError: there is no such card, or it cannot be used.
+    """
+    return build(config, base, **cards(config))
+
+
+def cards(config: Config) -> dict[str, Any]:
+    """The cards that a config names, as `build` takes them.
+
+    Raises:
+        DataError: there is no such card, or it cannot be used.
+    """
+    card = partial(load_concept, model=config.raw.model)
+    return {
+        "concepts": [card(name) for name in config.raw.concepts],
+        "subject": card(config.adaptation.subject) if config.adaptation else None,
+        "development": {entry.develop: card(entry.develop) for entry in config.attacks if entry.develop},
+    }

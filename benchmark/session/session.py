@@ -1,0 +1,176 @@
+"""One run: a plan, its store and its folder of tables."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmark.errors import DataError
+from benchmark.plan import Plan
+from benchmark.plan.task import Task
+from benchmark.results import publish, published
+from benchmark.results.publish import Ran
+from benchmark.runner import nsfw, rescore
+from benchmark.runner.executors import Executor
+from benchmark.store import Store
+from leaderboards.board import Board
+from leaderboards.merge import Tables
+
+
+@dataclass
+class Session:
+    """A prepared run.
+
+    Attributes:
+        folder: the base's weights; None for a plan alone.
+        out: where the tables go.
+        source: what the config was read from.
+        only: how it was restricted; None if nobody could read the same again from `source`.
+        board: the tables, if they were made here; `leaderboard` is also known if they were there already.
+    """
+
+    plan: Plan
+    store: Store
+    folder: Path | None
+    out: Path
+    source: str
+    revision: str = ""
+    only: str | None = None
+    failed: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    board: Board | None = None
+    leaderboard: pd.DataFrame | None = None
+    save_flagged: bool = False
+
+    @property
+    def left(self) -> list[Task]:
+        """The tasks that are not in the store, and attacks that were deleted there but are needed again."""
+        done = self.store.finished(self.plan.tasks) - set(nsfw.withheld(self.plan, self.store))
+        return [task for key, task in self.plan.tasks.items() if key not in done]
+
+    @property
+    def ran(self) -> Ran:
+        """The run as its tables see it."""
+        return Ran(
+            plan=self.plan,
+            store=self.store,
+            out=self.out,
+            source=self.source,
+            only=self.only,
+            revision=self.revision,
+            failed=self.failed,
+            skipped=self.skipped,
+        )
+
+    def facts(self, todo: list[Task] | None = None) -> dict[str, Any]:
+        """Counts for `titer plan` and `titer status`; `todo` is what is left, if that is known."""
+        left = {task.key for task in (self.left if todo is None else todo)}
+        kinds: dict[str, dict[str, int]] = {}
+        for key, task in self.plan.tasks.items():
+            count = kinds.setdefault(task.kind, {"tasks": 0, "left": 0})
+            count["tasks"] += 1
+            count["left"] += key in left
+        return {
+            "name": self.plan.config.raw.name,
+            "model": self.plan.base if self.folder is None else self.plan.config.raw.model,
+            "cells": len(self.plan.cells),
+            "tasks": len(self.plan.tasks),
+            "left": len(left),
+            "by_kind": kinds,
+            "passes": self.plan.passes,
+            "requested_passes": self.plan.requested,
+            "skipped": [vars(skip) for skip in self.plan.skipped],
+        }
+
+    def run(
+        self,
+        events: Any,
+        *,
+        device: str,
+        batch: int,
+        executor: Executor = Executor.local,
+        workers: int | None = None,
+        save_flagged: bool = False,
+        keep_attacks: bool = False,
+    ) -> Any:
+        """Compute what is missing, then write the tables. Loads no model when nothing is missing.
+
+        Args:
+            save_flagged: keep the images of NSFW suites.
+            keep_attacks: keep the attacked weights and found prompts of NSFW suites.
+        """
+        from benchmark.runner.loop import Outcome
+
+        self.save_flagged = save_flagged
+        events = events if keep_attacks else nsfw.Sweeping(events, self.plan, self.store)
+        if self.left:
+            nsfw.reopen(self.plan, self.store)
+            outcome = self.compute(events, device, batch, executor, workers)
+        else:
+            outcome = Outcome(found=list(self.plan.tasks))
+        if not keep_attacks:
+            nsfw.sweep(self.plan, self.store)
+        self.failed, self.skipped = outcome.failed, outcome.skipped
+        self.refresh()
+        return outcome
+
+    def score(self, events: Any, *, batch: int) -> rescore.Rescored:
+        """Score the images that are in the store, then write the tables. Nothing is drawn or trained.
+
+        Raises:
+            FolderError: there is no store.
+        """
+        done = rescore.run(self.plan, self.store.existing(), events, batch=batch)
+        self.failed, self.skipped = done.outcome.failed, done.outcome.skipped
+        self.refresh()
+        return done
+
+    def compute(
+        self, events: Any, device: str, batch: int, executor: Executor = Executor.local, workers: int | None = None
+    ) -> Any:
+        """Run the missing tasks in this process, or on Ray."""
+        import torch
+
+        from benchmark.runner.executors import local
+        from benchmark.runner.loop import run
+        from benchmark.runner.stages import Bench
+
+        if self.folder is None:
+            raise DataError(f"expected the weights of {self.plan.base} to compute with, got none: prepare a run.")
+        with self.store.using():
+            rescore.derive(self.plan, self.store)
+        if executor is Executor.ray:
+            from benchmark.runner.executors import ray
+
+            bench = Bench(self.folder, self.store, device=device, batch=batch, save_flagged=self.save_flagged)
+            return run(self.plan, bench, events, ray.executor(workers))
+        found = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        bench = Bench(self.folder, self.store, device=found, batch=batch, save_flagged=self.save_flagged)
+        return run(self.plan, bench, events, local.execute)
+
+    def refresh(self) -> None:
+        """Write the tables, unless they are there and would be the same."""
+        self.board = self.ran.refresh()
+        self.leaderboard = self.board.leaderboard if self.board else published.leaderboard(self.out)
+
+    def publish(self) -> Board:
+        """Write the tables and the report."""
+        self.board = self.ran.publish()
+        self.leaderboard = self.board.leaderboard
+        return self.board
+
+    def tables(self) -> Tables:
+        """What the store has of this run, as frames."""
+        return self.ran.tables()
+
+
+def merge(jobs: Sequence[Session], out: Path) -> Board:
+    """One board over several runs, written to a folder that is empty or holds such a board.
+
+    Raises:
+        ConfigError: the runs are not comparable.
+        FolderError: the folder holds something else.
+    """
+    return publish.merge([job.ran for job in jobs], out)

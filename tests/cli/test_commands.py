@@ -1,0 +1,294 @@
+"""The command: bad input is one line and exit code 2 before any model is loaded; a good run ends with its tables."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from benchmark.cli import app
+from benchmark.model import bases as models
+from tests.runs import write_config
+
+runner = CliRunner()
+
+
+def titer(*words: object) -> Result:
+    return runner.invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> tuple[Path, list[object], Result]:
+    """A finished tiny run: its folder, its arguments, what it printed."""
+    folder = tmp_path_factory.mktemp("cli")
+    config = write_config(folder, tiny_folder)
+    words = ["run", config, "--out", folder / "out", "--store", folder / "store", "--device", "cpu"]
+    return folder, words, titer(*words)
+
+
+def test_a_run_ends_with_its_tables(done: tuple[Path, list[object], Result]) -> None:
+    folder, _, result = done
+
+    assert result.exit_code == 0, result.output
+    assert "leaderboard" in result.stdout
+    assert str(folder / "out" / "leaderboard.csv") in result.stdout
+    names = {p.name for p in (folder / "out").iterdir()}
+    assert names >= {"run.json", "cells.csv", "leaderboard.csv", "matrix.csv", "curves.csv", "records.csv"}
+
+
+def test_the_leaderboard_has_the_columns_of_the_design(done: tuple[Path, list[object], Result]) -> None:
+    folder, _, _ = done
+    board = pd.read_csv(folder / "out" / "leaderboard.csv")
+
+    wanted = [
+        "rank",
+        "defense",
+        "model",
+        "scenario",
+        "concepts",
+        "titer",
+        "worst_presence",
+        "worst_presence_low",
+        "worst_presence_high",
+        "worst_attack",
+        "presence_before",
+        "clip_score",
+        "kid",
+        "fid",
+        "lpips",
+        "retained_accuracy",
+        "benign_adaptation",
+        "defend_seconds",
+        "peak_memory_mib",
+        "status",
+        "images",
+        "attack_seeds",
+        "judge",
+        "fidelity",
+    ]
+    assert list(board.columns[: len(wanted)]) == wanted
+    assert set(board.defense) == {"none", "esd"}
+    assert board.set_index("defense").fidelity.to_dict() == {"none": "control", "esd": "reimplemented"}
+
+
+def test_the_same_command_computes_nothing(done: tuple[Path, list[object], Result], monkeypatch: Any) -> None:
+    """And it loads no model."""
+    folder, words, _ = done
+    before = {p.name: p.read_bytes() for p in (folder / "out").glob("*.csv")}
+    monkeypatch.setattr(models, "load", None)
+
+    result = titer(*words)
+
+    assert result.exit_code == 0
+    assert "ran 0, found" in result.stdout
+    assert {p.name: p.read_bytes() for p in (folder / "out").glob("*.csv")} == before
+
+
+def test_a_run_as_json_is_one_object_on_the_standard_output(done: tuple[Path, list[object], Result]) -> None:
+    folder, words, _ = done
+    board = pd.read_csv(folder / "out" / "leaderboard.csv")
+
+    found = json.loads(titer(*words, "--json").stdout)
+
+    assert (found["ran"], found["failed"], found["failures"]) == (0, 0, {})
+    assert found["found"] > 0
+    assert found["folder"] == str(folder / "out")
+    assert [row["defense"] for row in found["leaderboard"]] == list(board["defense"])
+    assert [row["presence_before"] for row in found["leaderboard"]] == pytest.approx(list(board["presence_before"]))
+
+
+def test_a_quiet_run_says_nothing(done: tuple[Path, list[object], Result], tiny_folder: Path, tmp_path: Path) -> None:
+    _, words, _ = done
+    config = write_config(tmp_path, tiny_folder)
+
+    again = titer(*words, "--quiet")
+    new = titer("run", config, "--out", tmp_path / "o", "--store", tmp_path / "s", "--device", "cpu", "--quiet")
+
+    assert (again.output, new.output) == ("", "")
+    assert (again.exit_code, new.exit_code) == (0, 0)
+    assert (tmp_path / "o" / "leaderboard.csv").is_file()
+
+
+def test_a_run_without_a_terminal_says_how_far_it_is(done: tuple[Path, list[object], Result]) -> None:
+    lines = [line for line in done[2].stderr.splitlines() if " ran " in line]
+
+    count = len(lines)
+    assert [line.split()[0] for line in lines] == [f"{n + 1}/{count}" for n in range(count)]
+    assert all(re.search(r", about \d+:\d\d:\d\d left$", line) for line in lines[:-1])
+    assert not lines[-1].endswith("left")
+
+
+def test_board_status_and_plan_read_what_is_there(done: tuple[Path, list[object], Result]) -> None:
+    folder, words, _ = done
+    config, store = words[1], ["--store", folder / "store"]
+
+    status = json.loads(titer("status", config, *store, "--json").stdout)
+    plan = json.loads(titer("plan", config, *store, "--json").stdout)
+
+    assert status["left"] == 0
+    assert status["done"] == status["tasks"] == plan["tasks"]
+    assert plan["passes"] < plan["requested_passes"]
+    assert titer("board", config, *store, "--out", folder / "out").exit_code == 0
+
+
+def test_looking_makes_no_folder(tiny_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = write_config(tmp_path / "c", tiny_folder)
+
+    assert titer("plan", config).exit_code == titer("status", config).exit_code == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"c"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"defences": []}, "did you mean 'defenses'"),
+        ({"concepts": ["catt"]}, "unknown concept 'catt': did you mean 'cat'"),
+        ({"model": "no/such/model/here"}, "expected a model preset"),
+        ({"defenses": ["nome"]}, "did you mean 'none'"),
+    ],
+)
+def test_a_bad_config_stops_with_2(
+    tiny_folder: Path, tmp_path: Path, changes: dict[str, Any], message: str, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(models, "load", None)
+    config = write_config(tmp_path, tiny_folder, **changes)
+
+    result = titer("run", config, "--out", tmp_path / "out", "--store", tmp_path / "store")
+
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_folder_without_a_part_stops_with_2(tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    shutil.rmtree(tmp_path / "model" / "vae")
+
+    result = titer("plan", write_config(tmp_path, tmp_path / "model"))
+
+    assert result.exit_code == 2
+    assert "which lacks vae" in result.stderr
+
+
+def test_an_unknown_preset_or_label_stops_with_2(tiny_folder: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, tiny_folder)
+
+    for words in (("run", "demmo"), ("plan", config, "--only", "defense=ese"), ("plan", config, "--only", "esd")):
+        result = titer(*words)
+        assert result.exit_code == 2
+        assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_folders_of_something_else_are_refused_and_untouched(
+    done: tuple[Path, list[object], Result], tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder, words, _ = done
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    other = write_config(tmp_path / "c", tiny_folder, name="other")
+
+    for out, store in (("mine", "s"), ("o", "mine")):
+        result = titer("run", other, "--out", tmp_path / out, "--store", tmp_path / store)
+        assert result.exit_code == 2
+        assert "choose another" in result.stderr
+    taken = titer("run", other, "--out", folder / "out", "--store", folder / "store")
+    assert (taken.exit_code, "another run's" in taken.stderr) == (2, True)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
+    assert titer(*words).exit_code == 0
+
+
+def test_some_failed_cells_end_with_1(tiny_folder: Path, tmp_path: Path) -> None:
+    bad = {"use": "esd", "as": "diverges", "steps": 3, "ddim_steps": 2, "lr": 1e30}
+    config = write_config(tmp_path, tiny_folder, defenses=["none", bad], attacks=["none"])
+
+    result = titer("run", config, "--out", tmp_path / "out", "--store", tmp_path / "store", "--device", "cpu")
+
+    assert result.exit_code == 1
+    assert "expected a finite loss" in result.stderr
+    assert "diverges on cat" in json.loads((tmp_path / "out" / "failures.json").read_text())
+    cells = pd.read_csv(tmp_path / "out" / "cells.csv")
+    assert set(cells[cells.defense == "diverges"].status) == {"failed"}
+    words = ("run", config, "--out", tmp_path / "out", "--store", tmp_path / "store", "--device", "cpu")
+    as_json = titer(*words, "--json")
+    assert as_json.exit_code == 1
+    assert "expected a finite loss" in json.loads(as_json.stdout)["failures"]["diverges on cat"]
+    assert "expected a finite loss" in titer(*words, "--quiet").stderr
+
+
+@pytest.mark.parametrize("what", ["defenses", "attacks", "metrics", "concepts", "models", "presets"])
+def test_everything_can_be_listed_and_shown(what: str) -> None:
+    rows = json.loads(titer("list", what, "--json").stdout)
+
+    assert rows
+    if what != "models":
+        for row in rows:
+            shown = titer("show", row["name"])
+            assert shown.exit_code == 0, row
+
+
+def test_show_prints_the_fidelity_badge() -> None:
+    shown = titer("show", "esd").stdout
+
+    assert "reimplemented" in shown
+    assert "https://arxiv.org/abs/2303.07345" in shown
+    assert '"eta": 1.0' in shown
+
+
+def test_an_unknown_name_names_the_nearest() -> None:
+    for words, near in ((("show", "esdd"), "'esd'"), (("list", "defense"), "'defenses'")):
+        result = titer(*words)
+        assert result.exit_code == 2
+        assert near in result.stderr
+
+
+def test_the_doctor_finds_this_installation_well() -> None:
+    checks = json.loads(titer("doctor", "--json").stdout)
+
+    assert all(check["ok"] for check in checks), checks
+
+
+def test_a_board_over_two_runs_has_the_rows_of_both(
+    done: tuple[Path, list[object], Result], tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder, words, _ = done
+    store = ["--store", folder / "store"]
+    other = {"use": "esd", "as": "other", "steps": 1, "ddim_steps": 3, "lr": 0.01}
+    second = write_config(tmp_path, tiny_folder, name="second", defenses=["none", other])
+    assert titer("run", second, *store, "--out", tmp_path / "second").exit_code == 0
+
+    result = titer("board", words[1], second, *store, "--out", tmp_path / "both")
+
+    assert result.exit_code == 0, result.output
+    both, one = (pd.read_csv(path / "leaderboard.csv") for path in (tmp_path / "both", folder / "out"))
+    assert set(both.defense) == {"none", "esd", "other"}
+    ours = [frame[frame.defense == "esd"].drop(columns="rank").reset_index(drop=True) for frame in (both, one)]
+    pd.testing.assert_frame_equal(*ours)
+
+
+def test_runs_that_drew_differently_are_not_merged(
+    done: tuple[Path, list[object], Result], tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder, words, _ = done
+    drawn = write_config(tmp_path, tiny_folder, name="drawn", sampling={"steps": 3, "guidance": 2.0})
+
+    result = titer("board", words[1], drawn, "--store", folder / "store", "--out", tmp_path / "both")
+
+    assert result.exit_code == 2
+    assert not (tmp_path / "both").exists()
+
+
+def test_an_export_of_what_was_not_run_says_so(tiny_folder: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, tiny_folder)
+
+    result = titer("export", config, "cat/esd", "--to", tmp_path / "model", "--store", tmp_path / "store")
+
+    assert result.exit_code != 0
+    assert not (tmp_path / "model").exists()
