@@ -20,7 +20,8 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from benchmark import catalog, registry
+from benchmark.cli import catalog
+from benchmark.config import registry
 
 HEADINGS = (
     *("Paper", "Code", "Differs", "Symbols", "Protects", "Access", "Budget"),
