@@ -13,11 +13,12 @@ import yaml
 from typer.testing import CliRunner
 
 from attacks.recaption import descriptions
+from benchmark import session
 from benchmark.cli import app
 from benchmark.config import config
 from benchmark.data import cards as data
 from benchmark.data import load_concept
-from benchmark.session import Session, session
+from benchmark.session import Session
 from leaderboards import reported
 
 SHIPPED = ("sd14-objects", "sd14-styles", "sdxl-objects")

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from benchmark import session
 from benchmark.config import config
 from benchmark.data import load_concept
 from benchmark.data.safety import allowed, names_age
@@ -23,7 +24,7 @@ from benchmark.runner import rescore, stages
 from benchmark.runner.export import export
 from benchmark.runner.stages.images import gallery_of
 from benchmark.runner.stages.training import permitted
-from benchmark.session import Session, session
+from benchmark.session import Session
 from benchmark.store import Store
 from benchmark.store.artifacts import Gallery
 from benchmark.store.maintenance import verify
@@ -148,7 +149,7 @@ def files(root: Path, *names: str) -> list[str]:
 def no_pages() -> Iterator[None]:
     """Pages take seconds; what they show is looked at without them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session.page, "write", lambda *_: None)
+        patch.setattr("benchmark.results.report.page.write", lambda *_: None)
         yield
 
 

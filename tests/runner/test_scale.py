@@ -15,6 +15,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from benchmark import session
 from benchmark.cli import app
 from benchmark.config import config
 from benchmark.errors import StoreError
@@ -22,7 +23,7 @@ from benchmark.plan import Plan
 from benchmark.plan import task as tasks
 from benchmark.plan.task import Task
 from benchmark.results import published
-from benchmark.session import Session, session
+from benchmark.session import Session
 from benchmark.store import Store
 from benchmark.store import store as stores
 from benchmark.store.frozen import FrozenStore
