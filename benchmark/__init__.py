@@ -61,7 +61,7 @@ def run(
 
     from benchmark import session
     from benchmark.config import config as configs
-    from benchmark.config import own_classes as own
+    from benchmark.config import own_classes
     from benchmark.errors import ConfigError, unknown
     from benchmark.runner.executors import Executor
     from benchmark.runner.progress import Bars
@@ -73,7 +73,7 @@ def run(
             listed = values.get(f"{kind}s", ())
             if not isinstance(listed, list | tuple):
                 raise ConfigError(f"expected a list of {kind}s in the config, got {listed!r}: change it.")
-            values = values | {f"{kind}s": [*listed, *own.items(kind, methods)]}
+            values = values | {f"{kind}s": [*listed, *own_classes.items(kind, methods)]}
     if executor not in list(Executor):
         raise ConfigError(unknown("executor", executor, Executor))
     checked = configs.parse(values)

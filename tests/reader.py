@@ -28,7 +28,7 @@ from tests.pages import ELSEWHERE, GIVEN, PROJECT, ROOT, SHOWN, TARGETS, WORDS, 
 
 def preset(name: str) -> config.Config | None:
     """A shipped preset as it is written."""
-    file = ROOT / "benchmark" / "presets" / f"{name}.yaml"
+    file = ROOT / "benchmark" / "config" / "presets" / f"{name}.yaml"
     return config.parse(yaml.safe_load(file.read_text())) if file.is_file() else None
 
 
@@ -111,7 +111,7 @@ class Reader:
             return
         assert set(values) & set(config.Raw.model_fields), "expected a config or a concept card"
         is_whole = set(values) >= {"name", "model", "concepts", "defenses", "attacks", "metrics"}
-        smoke = yaml.safe_load((ROOT / "benchmark" / "presets" / "smoke.yaml").read_text())
+        smoke = yaml.safe_load((ROOT / "benchmark" / "config" / "presets" / "smoke.yaml").read_text())
         named = {item["at"] for item in values.get("attacks", []) if isinstance(item, dict) and "at" in item}
         part = smoke | {"budgets": sorted({*smoke["budgets"], *named})} | values  # what a part does not say is smoke's
         planned(config.parse(values if is_whole else part), "base")

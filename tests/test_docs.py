@@ -24,7 +24,7 @@ from benchmark.cli import app, catalog
 from benchmark.config import config, registry
 from benchmark.data import cards as data
 from benchmark.data import sets
-from benchmark.model import bases as models
+from benchmark.model import bases
 from benchmark.runner import flags
 from benchmark.types import Split
 from tests.browsers import chromium
@@ -154,7 +154,7 @@ def test_every_number_status_and_flag_is_documented(run: Path) -> None:
     sources = (DOCS / "board.md").read_text().partition("| `source` |")[2].partition("\n")[0]
     assert re.findall(r"`([^`]+)`", sources) == list(variance.SOURCES)
     raised = set(re.findall(r'append\("([^"]+)"\)', Path(flags.__file__).read_text()))
-    stages = "".join(file.read_text() for file in (ROOT / "benchmark" / "stages").glob("*.py"))
+    stages = "".join(file.read_text() for file in (ROOT / "benchmark" / "runner" / "stages").glob("*.py"))
     raised |= set(re.findall(r'\["([a-z ]+)"\] (?:\*|if)', stages))
     text = (DOCS / "board.md").read_text()
     assert raised >= {"zero delta", "stopped early", "small sample", "metric raised"}
@@ -203,7 +203,7 @@ def test_every_key_of_a_table_of_prompts_and_every_set_is_documented() -> None:
 def test_every_preset_and_model_is_documented() -> None:
     assert set(table("config.md", "Presets")) == set(config.presets())
     text = (DOCS / "own-model.md").read_text()
-    assert [name for name in models.PRESETS if f"`{name}`" not in text] == []
+    assert [name for name in bases.PRESETS if f"`{name}`" not in text] == []
 
 
 # (c) The command.

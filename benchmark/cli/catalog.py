@@ -18,7 +18,7 @@ from benchmark.config import config, registry
 from benchmark.data import cards as data
 from benchmark.data.sets import SETS
 from benchmark.errors import ConfigError, TiterError, unknown
-from benchmark.model import bases as models
+from benchmark.model import bases
 
 KINDS: dict[str, registry.PluginKind] = {"defenses": "defense", "attacks": "attack", "metrics": "metric"}
 PACKAGES = (
@@ -47,7 +47,7 @@ def listing(what: str) -> list[dict[str, str]]:
     if what == "sets":
         return [{"name": name, "summary": found.summary} for name, found in SETS.items()]
     if what == "models":
-        return [{"name": name, "summary": place} for name, place in models.PRESETS.items() if name != "mini"] + [
+        return [{"name": name, "summary": place} for name, place in bases.PRESETS.items() if name != "mini"] + [
             {"name": "mini", "summary": "embedded: 64 px emoji, 24 objects x 4 styles x 4 backgrounds"}
         ]
     if what == "presets":
@@ -116,7 +116,7 @@ def checks() -> list[dict[str, Any]]:
     """What `titer doctor` looks at: name, ok, and what was found."""
     found = [check("python >= 3.11", platform.python_version)]
     found += [check(name, partial(version, name)) for name in PACKAGES]
-    found += [check("device", device), check("model mini", lambda: models.fingerprint(models.locate("mini")))]
+    found += [check("device", device), check("model mini", lambda: bases.fingerprint(bases.locate("mini")))]
     found.append(check("concept cards", lambda: f"{len([data.load_concept(n) for n in data.cards()])} read"))
     for kind in KINDS.values():
         found += [check(f"{kind} {name}", partial(class_name, kind, name)) for name in registry.names(kind)]

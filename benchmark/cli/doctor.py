@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark.config import Config
 from benchmark.errors import DataError
-from benchmark.model import bases as models
-from benchmark.model import weights
+from benchmark.model import bases, weights
 from benchmark.session import planned
 
 if TYPE_CHECKING:
@@ -63,8 +62,8 @@ class Look:
     def here(self) -> Path | None:
         """The model's folder, if its weights are on this machine."""
         try:
-            return models.locate(self.source, download=False)
-        except models.AbsentError:
+            return bases.locate(self.source, download=False)
+        except bases.AbsentError:
             return None
 
     @cached_property
@@ -72,9 +71,9 @@ class Look:
         """A folder with the model's settings at least; a few kilobytes are fetched if the weights are not here."""
         if self.here:
             return self.here
-        place, revision = models.parse(self.source)
-        family = weights.family_of(models.fetch(place, revision, [weights.INDEX], download=True))
-        return models.fetch(place, revision, models.patterns(family, ("json", "txt")), download=True)
+        place, revision = bases.parse(self.source)
+        family = weights.family_of(bases.fetch(place, revision, [weights.INDEX], download=True))
+        return bases.fetch(place, revision, bases.patterns(family, ("json", "txt")), download=True)
 
     @property
     def family(self) -> Any:
@@ -92,17 +91,17 @@ class Look:
             return []
         import huggingface_hub
 
-        place, revision = models.parse(self.source)
+        place, revision = bases.parse(self.source)
         try:
             found = huggingface_hub.snapshot_download(
                 place,
                 revision=revision,
-                allow_patterns=models.patterns(self.family),
-                ignore_patterns=models.VARIANTS,
+                allow_patterns=bases.patterns(self.family),
+                ignore_patterns=bases.VARIANTS,
                 dry_run=True,
             )
         except Exception as error:  # the hub's client raises its own, its transport's and the system's
-            raise DataError(models.refusal(error, place, revision)) from error
+            raise DataError(bases.refusal(error, place, revision)) from error
         return [(file.filename, file.file_size or 0, file.will_download) for file in found]
 
     @property
@@ -138,7 +137,7 @@ class Look:
 
     def model(self) -> str:
         """Who it is, and of which family."""
-        place, revision = models.parse(self.source)
+        place, revision = bases.parse(self.source)
         return f"{place}{f'@{revision}' if revision else ''}, {weights.family_of(self.folder).pipelines[0]}"
 
     def weights(self) -> str:

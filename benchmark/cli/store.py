@@ -8,8 +8,7 @@ from rich.markup import escape
 
 from benchmark.cli.common import Json, StoreAt, app, err, refusing, tell
 from benchmark.config import config as configs
-from benchmark.store import Store
-from benchmark.store import maintenance as upkeep
+from benchmark.store import Store, maintenance
 
 store_app = typer.Typer(no_args_is_help=True, help="Look after the folder of all results.")
 app.add_typer(store_app, name="store")
@@ -19,7 +18,7 @@ app.add_typer(store_app, name="store")
 def store_ls(store: StoreAt = Path("store"), as_json: Json = False) -> None:
     """List every result: its size, its key, what it is."""
     with refusing():
-        rows = list(upkeep.ls(Store(store).existing()))
+        rows = list(maintenance.ls(Store(store).existing()))
     marks = {True: "", False: "  [red]damaged: see titer store verify[/]"}
     lines = [f"{row['bytes']:>12,}  {escape(row['key'])}  {escape(row['label'])}{marks[row['ok']]}" for row in rows]
     total = f"{len(rows)} results, {sum(row['bytes'] for row in rows):,} bytes"
@@ -31,7 +30,7 @@ def store_verify(store: StoreAt = Path("store"), as_json: Json = False) -> None:
     """Read every file and compare it with what was recorded; exit code 1 if one differs."""
     with refusing():
         at = Store(store).existing()
-        found = list(upkeep.verify(at))
+        found = list(maintenance.verify(at))
     lines = [f"{problem.kind:10} {escape(problem.path)}: {escape(problem.text)}" for problem in found]
     total = f"{len(list(at.results()))} results, {len(found)} problems"
     tell([vars(problem) for problem in found], [*lines, total], as_json=as_json)
@@ -56,6 +55,6 @@ def store_gc(
             for source in keep or []
         ]
         needed = {key for job in jobs for key in job.plan.tasks}
-        gone = upkeep.gc(Store(store), needed.__contains__ if keep else None, dry=dry_run)
+        gone = maintenance.gc(Store(store), needed.__contains__ if keep else None, dry=dry_run)
     said, total = ("would remove", "to remove") if dry_run else ("removed", "removed")
     tell(gone, [*(f"{said} {escape(path)}" for path in gone), f"{len(gone)} {total}"], as_json=as_json)

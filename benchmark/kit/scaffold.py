@@ -27,7 +27,7 @@ def write(kind: str, name: str, folder: Path) -> list[Path]:
     if folder.exists():
         raise FolderError(f"expected a new folder, got {str(folder)!r}, which exists: choose another with --to.")
     env = Environment(
-        loader=PackageLoader("benchmark"), undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
+        loader=PackageLoader("benchmark.kit"), undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
     )
     words = {"kind": kind, "folder": known[kind], "name": name, "titer": version("titer")}  # type: ignore[index]
     method = env.get_template(f"{kind}.py.jinja")

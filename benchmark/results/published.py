@@ -24,7 +24,7 @@ from benchmark.config import config as configs
 from benchmark.config.registry import FOLDERS, PluginKind, builtin
 from benchmark.data import load_concept
 from benchmark.errors import TiterError
-from benchmark.model import bases as models
+from benchmark.model import bases
 from benchmark.store import Store
 from benchmark.store.files import sha256
 from benchmark.store.frozen import FrozenStore
@@ -141,7 +141,7 @@ def again(source: str, only: str, out: Path | None, store: Path) -> Finished | N
             return None
         if not are_whole(folder, noted["tables"]):
             return None
-        if noted["inputs"] != inputs(source, only, models.find(raw.model, "cached").base):
+        if noted["inputs"] != inputs(source, only, bases.find(raw.model, "cached").base):
             return None
         with (folder / RECORDS).open(newline="") as file:
             keys = [row["key"] for row in csv.DictReader(file)]

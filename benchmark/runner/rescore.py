@@ -26,7 +26,7 @@ from benchmark.config.registry import find
 from benchmark.errors import ConfigError, StoreError, TiterError
 from benchmark.plan import Plan
 from benchmark.plan.task import Task, canonical
-from benchmark.runner import nsfw as withhold
+from benchmark.runner import nsfw
 from benchmark.store import Store
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def ready(plan: Plan, store: Store) -> tuple[Plan, list[Task]]:
     there = store.finished(plan.tasks)
     wanted = [task for key, task in plan.tasks.items() if task.kind == "score" and key not in there]
     needed: set[str] = set()
-    absent, unseen = [], withhold.images(plan, store)
+    absent, unseen = [], nsfw.images(plan, store)
     for task in wanted:
         chain = list(lineage(plan, task, there))
         if any(plan.tasks[key].kind == "generate" and (key not in there or key in unseen) for key in chain):

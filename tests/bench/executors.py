@@ -12,7 +12,7 @@ from statistics import median
 
 from benchmark.config import config
 from benchmark.data import load_concept
-from benchmark.model import bases as models
+from benchmark.model import bases
 from benchmark.plan import Plan, build
 from benchmark.plan.task import Task
 from benchmark.runner.executors.simulate import busy, simulate
@@ -107,7 +107,7 @@ def workers(folder: Path | None = None, *, count: int = 12, steps: int = 12, rou
     what = f"{WORKERS} Ray workers against one process, one thread each"
     if find_spec("ray") is None:
         return [Row(what=what, value=None, note="ray is not installed: pip install 'titer[ray]'")]
-    place = folder or models.locate("mini")
+    place = folder or bases.locate("mini")
     one, two, free = list[float](), list[float](), list[float]()
     for _ in range(rounds):
         one.append(alone(served, False, place, count // WORKERS, steps).result)

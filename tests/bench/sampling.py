@@ -12,7 +12,7 @@ from benchmark.config import config
 from benchmark.data import load_concept
 from benchmark.data.cards import spread
 from benchmark.diffusion import Model
-from benchmark.model import bases as models
+from benchmark.model import bases
 from benchmark.model.generate import generate, start_noise
 from benchmark.plan.seeds import image_seed
 from benchmark.types import Prompt
@@ -84,7 +84,7 @@ def rows(folder: Path | None = None, *, prompts: int = 16, images: int = 1, roun
     Raises:
         ValueError: the images of the two differ by more than rounding.
     """
-    model, raw = models.load(folder or models.locate("mini")), config.load("demo").raw.sampling
+    model, raw = bases.load(folder or bases.locate("mini")), config.load("demo").raw.sampling
     chosen = spread(load_concept("cigarette").of("concept"), prompts)
     draw = Draw(model, chosen, images=images, steps=raw.steps, guidance=raw.guidance)
     apart = int((draw.harness().int() - draw.batched().int()).abs().max())

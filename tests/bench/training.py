@@ -9,7 +9,7 @@ import torch
 from benchmark.config import config
 from benchmark.data import load_concept
 from benchmark.diffusion import Model
-from benchmark.model import bases as models
+from benchmark.model import bases
 from benchmark.types import Concept, Examples, Report
 from tests.bench import loops, loops_patronus
 from tests.bench.paired import Ratio, Turns, alternate, ratio
@@ -46,7 +46,7 @@ class Bed:
 
 def bed(folder: Any = None, *, count: int = 16, device: str = "cpu") -> Bed:
     """The demo's model and concept; the images are noise, which takes as long as pictures do."""
-    model, concept = models.load(folder or models.locate("mini"), device=device), load_concept("cigarette")
+    model, concept = bases.load(folder or bases.locate("mini"), device=device), load_concept("cigarette")
     return Bed(model, concept, noise_for(model, concept, count))
 
 

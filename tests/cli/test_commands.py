@@ -12,7 +12,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from benchmark.cli import app
-from benchmark.model import bases as models
+from benchmark.model import bases
 from tests.runs import write_config
 
 runner = CliRunner()
@@ -80,7 +80,7 @@ def test_the_same_command_computes_nothing(done: tuple[Path, list[object], Resul
     """And it loads no model."""
     folder, words, _ = done
     before = {p.name: p.read_bytes() for p in (folder / "out").glob("*.csv")}
-    monkeypatch.setattr(models, "load", None)
+    monkeypatch.setattr(bases, "load", None)
 
     result = titer(*words)
 
@@ -157,7 +157,7 @@ def test_a_bad_config_stops_with_2(
     tiny_folder: Path, tmp_path: Path, changes: dict[str, Any], message: str, monkeypatch: Any
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(models, "load", None)
+    monkeypatch.setattr(bases, "load", None)
     config = write_config(tmp_path, tiny_folder, **changes)
 
     result = titer("run", config, "--out", tmp_path / "out", "--store", tmp_path / "store")

@@ -21,12 +21,11 @@ from typer.testing import CliRunner
 
 import benchmark
 from benchmark.cli import app
-from benchmark.config import config, entries, registry
-from benchmark.config import own_classes as own
+from benchmark.config import config, entries, own_classes, registry
 from benchmark.diffusion import Model
 from benchmark.errors import ConfigError, PluginError
 from benchmark.kit import conformance, scaffold
-from benchmark.model import bases as models
+from benchmark.model import bases
 from benchmark.types import Concept, Delta, Examples, Report
 from defenses.base import Defense
 from defenses.esd import ESD
@@ -292,8 +291,8 @@ def test_own_classes_run_beside_those_of_the_config(tiny_folder: Path, tmp_path:
     assert (tmp_path / "out" / "leaderboard.csv").is_file()
     assert values == given
     kept = {file.name for file in (tmp_path / "store").glob("defend/*")}
-    assert sum(own.fingerprint(Shift) in name for name in kept) == 2
-    monkeypatch.setattr(models, "load", None)
+    assert sum(own_classes.fingerprint(Shift) in name for name in kept) == 2
+    monkeypatch.setattr(bases, "load", None)
     again = benchmark.run(write_config(tmp_path, tiny_folder), defenses=methods, **where)
     assert board.equals(again)
 
@@ -327,12 +326,12 @@ def test_what_is_no_method_is_one_line() -> None:
         (thawed(), "expected a frozen Thawed"),
     ):
         with pytest.raises(ConfigError, match=message) as caught:
-            list(own.items("defense", [wrong]))
+            list(own_classes.items("defense", [wrong]))
         assert "\n" not in str(caught.value)
 
 
 def test_a_built_in_class_keeps_its_name_and_key() -> None:
-    (item,) = own.items("defense", [ESD(steps=7)])
+    (item,) = own_classes.items("defense", [ESD(steps=7)])
 
     assert item["use"] == "esd"
     assert item["as"] == "ESD"
@@ -379,7 +378,7 @@ def hash_of(text: str) -> str:
     module = types.ModuleType("titer_kit_cell")
     sys.modules["titer_kit_cell"] = module
     exec(compile(text, "<cell>", "exec"), module.__dict__)
-    return own.fingerprint(module.Mine)
+    return own_classes.fingerprint(module.Mine)
 
 
 @pytest.mark.parametrize(

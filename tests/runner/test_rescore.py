@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from benchmark import session
 from benchmark.cli import app
 from benchmark.config import config
-from benchmark.model import bases as models
+from benchmark.model import bases
 from benchmark.plan import Plan
 from benchmark.runner import rescore, stages
 from benchmark.store import Store
@@ -75,7 +75,7 @@ def run(ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     for name in ("draw", "attack", "defend"):
         monkeypatch.setattr(stages, name, never)
-    monkeypatch.setattr(models, "load", never)
+    monkeypatch.setattr(bases, "load", never)
     return Run(tmp_path / "run")
 
 

@@ -23,6 +23,7 @@ from benchmark.plan import Plan
 from benchmark.plan import task as tasks
 from benchmark.plan.task import Task
 from benchmark.results import published
+from benchmark.results.publish import Ran
 from benchmark.session import Session
 from benchmark.store import Store
 from benchmark.store import store as stores
@@ -305,8 +306,8 @@ def test_a_table_that_is_lost_or_altered_is_written_again(
 
 def republished(words: list[object], monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the command makes the tables anew."""
-    made, real = list[Session](), Session.publish
-    monkeypatch.setattr(Session, "publish", lambda self, seen=None: made.append(self) or real(self, seen))  # type: ignore[func-returns-value]
+    made, real = list[Ran](), Ran.publish
+    monkeypatch.setattr(Ran, "publish", lambda self, seen=None: made.append(self) or real(self, seen))  # type: ignore[func-returns-value]
     assert titer(*words).exit_code == 0
     return bool(made)
 
@@ -366,7 +367,7 @@ def test_a_run_from_python_gets_the_same_leaderboard_again(run: list[object], mo
     job.publish()
     fresh = job.leaderboard
     again = prepared(run)
-    monkeypatch.setattr(Session, "publish", None)
+    monkeypatch.setattr(Ran, "publish", None)
 
     again.refresh()
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from benchmark.cli import app
 from benchmark.errors import ConfigError, PackageError
 from benchmark.plan.task import Task
-from benchmark.runner import trackers as track
+from benchmark.runner import trackers
 from tests.runs import write_config
 
 CONFIG = {"name": "tiny", "model": "mini", "concepts": ["cat"], "draws": 100}
@@ -71,8 +71,8 @@ def heard(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
         yield
 
 
-def tell(name: str) -> track.Guarded:
-    tracker = track.tracker_of(name)
+def tell(name: str) -> trackers.Guarded:
+    tracker = trackers.tracker_of(name)
     tracker.start(CONFIG)
     tracker.log(3, {"loss/attack/lora": 0.5, "seconds/score": math.nan})
     tracker.log(4, {"mini/relearn/esd+imma/worst_presence": 0.25})
@@ -129,7 +129,7 @@ def test_a_missing_package_is_one_line(name: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, name, None)
 
     with pytest.raises(PackageError, match=rf"pip install 'titer\[{name}\]'"):
-        track.tracker_of(name)
+        trackers.tracker_of(name)
     found = CliRunner().invoke(app, ["run", "smoke", "--track", name])
     assert found.exit_code == 2
     assert len(found.stderr.strip().splitlines()) == 1
@@ -137,7 +137,7 @@ def test_a_missing_package_is_one_line(name: str, monkeypatch: pytest.MonkeyPatc
 
 def test_an_unknown_tracker_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="unknown tracker 'wanbd': did you mean 'wandb'"):
-        track.tracker_of("wanbd")
+        trackers.tracker_of("wanbd")
 
 
 def test_nothing_is_imported_unless_asked() -> None:
@@ -152,7 +152,7 @@ def test_the_extras_are_declared() -> None:
 
     extras = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
 
-    assert all(extras[name][0].startswith(name) for name in track.TRACKERS)
+    assert all(extras[name][0].startswith(name) for name in trackers.TRACKERS)
 
 
 def test_what_was_in_the_store_is_not_told_again() -> None:
@@ -163,7 +163,7 @@ def test_what_was_in_the_store_is_not_told_again() -> None:
 
     calls = Calls()
     task = Task(kind="attack", plugin="lora", version=1, base="b")
-    watch = track.Watch(Deaf(), SimpleNamespace(log=calls.record("log")))
+    watch = trackers.Watch(Deaf(), SimpleNamespace(log=calls.record("log")))
     watch.finished(task, "found")
     watch.started(task)
     watch.step(step=1, total=2, loss=0.75)
@@ -192,7 +192,7 @@ def test_a_run_is_tracked_from_start_to_finish_and_stays_the_same(
 
     assert run("tracked", "--track", "mlflow") == run("plain")
     assert calls[-1][0] == "end_run"
-    assert len(calls.named("log_table")) == len(track.TABLES)
+    assert len(calls.named("log_table")) == len(trackers.TABLES)
     told = [name for args, _ in calls.named("log_metrics") for name in args[0]]
     assert any(name.endswith("/relearn/none/presence_before") for name in told)
     assert "a cat one" not in str(list(calls))
@@ -203,7 +203,7 @@ def test_a_stopped_run_is_closed_without_tables(fake: tuple[str, Calls]) -> None
     raw = SimpleNamespace(model_dump=lambda mode: CONFIG)
     job = SimpleNamespace(plan=SimpleNamespace(config=SimpleNamespace(raw=raw)), board=None)
 
-    with pytest.raises(KeyboardInterrupt), track.told(track.tracker_of(name), job, None):
+    with pytest.raises(KeyboardInterrupt), trackers.told(trackers.tracker_of(name), job, None):
         raise KeyboardInterrupt
 
     assert calls[-1][0] in ("finish", "end_run")
