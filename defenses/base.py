@@ -12,6 +12,14 @@ from benchmark.types import Concept, Delta, Examples, Report
 
 Need = Literal["concept", "safe"]
 Badge = Literal["official-matched", "reimplemented", "reconstructed", "control"]
+"""How close a defense is to its paper.
+
+official-matched  losses, gradients and updates were computed beside the official code on the same inputs, and are equal
+                  to rounding; `matched` has the figures, and `Differs` what is otherwise on purpose
+reimplemented     written from the paper and its official code, which were read; nothing was run beside it
+reconstructed     a part of it is published nowhere, and is ours
+control           protects nothing, on purpose
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +30,7 @@ class Defense(ABC):
         version: bump it when the numbers may change.
         needs: which defender splits it reads; the runner draws them, disjoint from the attacker's.
         presets: named field values, such as the settings of a paper and of its later code.
-        fidelity: how close it is to the paper, and `matched` says what was compared.
+        fidelity: how close it is to the paper, a `Badge`, and `matched` says what was compared, with figures.
     """
 
     version: ClassVar[int]
@@ -44,6 +52,11 @@ class Defense(ABC):
             rng: the only source of randomness.
             report: called once a step.
         """
+
+    @property
+    def badge(self) -> Badge:
+        """`fidelity` with these fields: for a method whose parts are not alike."""
+        return self.fidelity
 
     def passes(self) -> int:
         """Samples through the U-Net, a backward pass counted as two: what the plan expects.

@@ -30,14 +30,16 @@ def descend(
 
 
 def copied(module: Part) -> Part:
-    """A copy to attack: trained weights are copied, frozen ones shared."""
-    return deepcopy(module, {id(p): p for p in module.parameters() if not p.requires_grad})
+    """A copy to attack, every weight of it: what is frozen in the original is no secret to an attacker."""
+    return deepcopy(module).requires_grad_(True)
 
 
 def transfer(loss: Tensor, learner: nn.Module, original: nn.Module) -> Tensor:
-    """Add the gradient of `loss` at the attacked copy to the original's (first-order MAML); returns its value."""
-    gradients = torch.autograd.grad(loss, trainable(learner))
-    for p, gradient in zip(trainable(original), gradients, strict=True):
+    """Add the gradient of `loss` at the attacked copy to what the original trains; returns its value."""
+    attacked = dict(learner.named_parameters())
+    theta = {name: p for name, p in original.named_parameters() if p.requires_grad}
+    gradients = torch.autograd.grad(loss, [attacked[name] for name in theta])
+    for p, gradient in zip(theta.values(), gradients, strict=True):
         p.grad = gradient if p.grad is None else p.grad + gradient
     return loss.detach()
 

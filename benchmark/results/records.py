@@ -126,7 +126,7 @@ def calibrated(plan: Plan, cell: Cell) -> dict[str, float | None]:
 def costs(plan: Plan, store: Store) -> pd.DataFrame:
     """Seconds, memory and fidelity of each defense on each concept; a composed one has the sum of its parts."""
     found = []
-    badges = {entry.label: " + ".join(part.method.fidelity for part in parts(entry)) for entry in plan.config.defenses}
+    badges = {entry.label: " + ".join(part.method.badge for part in parts(entry)) for entry in plan.config.defenses}
     seen = {(cell.concept.name, cell.defense): cell for cell in plan.cells}
     for cell in seen.values():
         spent = [store.meta(key)["cost"] for key in lineage(plan, cell.defend) if store.has(key)]

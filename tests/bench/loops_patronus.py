@@ -156,8 +156,9 @@ def unet(model: Model, concept: Concept, data: Data, m: Any, rng: Generator) -> 
     u, v = (w / m.u2_batches for w in m.u2_weights)
     for bad, good in stage(m.u2_steps, m.u2_lr, m.u2_decay, m.u2_batch):
         copy = deepcopy(trained)
-        learned = [p for p in copy.parameters() if p.requires_grad]
-        attacker, total = torch.optim.SGD(learned, m.u2_attack_lr, momentum=0.9, dampening=0.9), 0.0
+        learned = [p for p in copy.parameters() if p.requires_grad]  # of the adapters: the attack trains all of it
+        everything = copy.requires_grad_(True).parameters()
+        attacker, total = torch.optim.SGD(everything, m.u2_attack_lr, momentum=0.9, dampening=0.9), 0.0
         for z_0, c in islice(bad, m.u2_batches):
             attacker.zero_grad()
             denoise(model, copy, z_0[: m.u2_adapt], c[: m.u2_adapt], rng).backward()

@@ -4,7 +4,7 @@ The equations are worked again in float64 numpy on models of two numbers: a deco
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,16 +16,18 @@ import torch
 import torchvision
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from benchmark.diffusion import Model
+from benchmark.diffusion import Model, sample
 from benchmark.mini import WEIGHTS
 from benchmark.model import perceptual
 from benchmark.model.adapters import add_adapters, low_rank
 from benchmark.types import Concept, Examples
-from defenses import meta, patronus
+from defenses import alignment, meta, moderator
 from defenses.decoding import Decoder, Pool
 from defenses.meta import copied, trainable
-from defenses.patronus import Patronus, divided
+from defenses.moderator import KINDS, Kind, divided
+from defenses.patronus import Patronus
 
 Array = NDArray[np.float64]
 MODERATOR = {"perceptual": "pixels", "features": 4, "ddim_steps": 2, "latent_batch": 2}
@@ -61,7 +63,7 @@ class Affine(nn.Module):
         return self.theta[0] * z + self.theta[1]
 
 
-def pools(z: Tensor, x: Tensor, z_gen: Tensor, teacher: Affine) -> dict[patronus.Kind, Pool]:
+def pools(z: Tensor, x: Tensor, z_gen: Tensor, teacher: Affine) -> dict[Kind, Pool]:
     """Images with latents z, and generated latents."""
     images = Pool(z, torch.zeros_like(z), lambda chosen, _: x[chosen], rng(1))
     return {"images": images, "latents": Pool(z_gen, torch.zeros_like(z_gen), lambda _, z: teacher(z), rng(2))}
@@ -131,7 +133,7 @@ def test_d1_is_the_four_weighted_terms() -> None:
 
 @pytest.mark.parametrize("looks", ["images", "latents"])
 @pytest.mark.parametrize("with_sgd", [True, False])
-def test_d2_gradients_are_those_at_the_attacked_copies(looks: patronus.Kind, with_sgd: bool) -> None:
+def test_d2_gradients_are_those_at_the_attacked_copies(looks: Kind, with_sgd: bool) -> None:
     """Seven attack steps: images are looked at after 1, 6 and in the end; latents after 1, 4, 7 and in the end."""
     attack = [(numbers(i, 2, 3), numbers(10 + i, 2, 3)) for i in range(7)]
     query = {"images": numbers(20, 3, 3), "latents": numbers(21, 2, 3)}
@@ -146,7 +148,7 @@ def test_d2_gradients_are_those_at_the_attacked_copies(looks: patronus.Kind, wit
     times[looks] = [0, 5, 6] if looks == "images" else [0, 3, 6, 6]
     weight = {"images": 0.3, "latents": 0.5}
     seen: dict[int, list[Any]] = {}
-    for kind in patronus.KINDS:
+    for kind in KINDS:
         for at in times[kind]:
             seen.setdefault(at, []).append((weight[kind] / len(times[kind]), query[kind].numpy()))
     step = sgd(0.05) if with_sgd else adam(0.05)
@@ -336,7 +338,7 @@ def is_moderator(name: str) -> bool:
 def test_every_decoder_step_moves_the_decoder_alone(model: Model, examples: Examples) -> None:
     edited = model.clone().frozen()
     before = state(edited)
-    losses = little().moderate(edited, model, {"concept": examples, "safe": examples}, rng())
+    losses = little().moderate(edited, model, {"concept": examples, "safe": examples}, rng(), hardened=True)
 
     for _ in range(3):
         next(losses)
@@ -351,7 +353,7 @@ def test_every_unet_step_moves_the_adapters_alone(model: Model, examples: Exampl
     edited = model.clone().frozen()
     add_adapters(edited.unet, rank=2, alpha=2, targets=Patronus().targets, rng=rng())
     before = state(edited)
-    losses = little().align(edited, {"concept": examples, "safe": examples}, rng())
+    losses = little().align(edited, {"concept": examples, "safe": examples}, rng(), hardened=True)
 
     for _ in range(3):
         next(losses)
@@ -364,26 +366,26 @@ def test_every_unet_step_moves_the_adapters_alone(model: Model, examples: Exampl
 
 @pytest.mark.parametrize("weights", [(1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0)])
 def test_d1_descends_each_term(model: Model, examples: Examples, weights: tuple[float, ...]) -> None:
-    method = little(d1_steps=8, d1_batch=4, latent_batch=4, d1_lr=1e-2, d1_weights=weights, stages="unlearn")
+    method = little(d1_steps=8, d1_batch=4, latent_batch=4, d1_lr=1e-2, d1_weights=weights)
     edited = model.clone().frozen()
 
-    losses = list(method.moderate(edited, model, {"concept": examples, "safe": examples}, rng()))
+    losses = list(method.moderate(edited, model, {"concept": examples, "safe": examples}, rng(), hardened=False))
 
     assert losses[-1] < 0.9 * losses[0]
 
 
 def test_the_benign_term_holds_the_decoder_to_its_teacher(model: Model, examples: Examples) -> None:
-    method = little(d1_steps=1, d1_weights=(0.0, 0.0, 0.0, 1.0), stages="unlearn")
+    method = little(d1_steps=1, d1_weights=(0.0, 0.0, 0.0, 1.0))
 
-    (loss,) = method.moderate(model.clone().frozen(), model, {"concept": examples, "safe": examples}, rng())
+    data = {"concept": examples, "safe": examples}
+    (loss,) = method.moderate(model.clone().frozen(), model, data, rng(), hardened=False)
 
-    assert loss == 0
+    assert loss < 1e-12
 
 
 def record(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[Any, ...]]:
-    """Every construction of `patronus.<name>` from here on: what it was given."""
+    """Every construction of the class of this name by either half from here on: what it was given."""
     made: list[tuple[Any, ...]] = []
-    cls = getattr(patronus, name)
 
     def build(first: Any, *args: Any, **kwargs: Any) -> Any:
         first = first if name == "StepLR" else list(first)
@@ -391,7 +393,10 @@ def record(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[Any, ...]]:
         made.append((count, args, kwargs))
         return cls(first, *args, **kwargs)
 
-    monkeypatch.setattr(patronus, name, build)
+    cls = getattr(alignment, name)
+    for half in (moderator, alignment):
+        if hasattr(half, name):
+            monkeypatch.setattr(half, name, build)
     return made
 
 
@@ -406,7 +411,7 @@ def test_optimizers_have_the_releases_settings(
     decoder = sum(p.numel() for n, p in state(model).items() if is_moderator(n))
     edited = model.clone().frozen()
     add_adapters(edited.unet, rank=2, alpha=2, targets=Patronus().targets, rng=rng())
-    adapters = sum(p.numel() for p in trainable(edited.unet))
+    adapters, whole = (sum(p.numel() for p in part) for part in (trainable(edited.unet), edited.unet.parameters()))
     outer = [(count, args[0], kwargs["weight_decay"]) for count, args, kwargs in adams if kwargs]
     assert outer == [
         (decoder, 5e-5, 2e-4),
@@ -415,7 +420,7 @@ def test_optimizers_have_the_releases_settings(
         (adapters, 1e-4, 1e-4),
     ]
     assert [(count, args[0] in (1e-4, 5e-5)) for count, args, kwargs in adams if not kwargs] == [(decoder, True)]
-    assert [count for count, _, _ in sgds] == [decoder, adapters]
+    assert [count for count, _, _ in sgds] == [decoder, whole]
     assert all(kwargs == {"momentum": 0.9, "dampening": 0.9} for _, _, kwargs in sgds)
     assert sgds[0][1][0] in (1e-2, 1e-3, 1e-4) and sgds[1][1] == (1e-2,)
     assert [args for _, args, _ in schedules] == [(2, 0.1), (1, 0.1)]
@@ -478,14 +483,71 @@ def test_adapters_start_gaussian_and_without_effect(model: Model) -> None:
     }
 
 
-def test_a_copy_to_attack_shares_what_is_frozen(model: Model) -> None:
+def test_a_copy_to_attack_is_all_the_attackers(model: Model) -> None:
     edited = model.clone().frozen()
     add_adapters(edited.unet, rank=2, alpha=2, targets=Patronus().targets, rng=rng())
     learner = copied(edited.unet)
 
     for (name, one), (_, other) in zip(edited.unet.named_parameters(), learner.named_parameters(), strict=True):
-        assert (one is other) == (".lora_" not in name)
-        assert one.requires_grad == other.requires_grad
+        assert one is not other and other.requires_grad
+        assert one.requires_grad == (".lora_" in name)
+
+
+def test_u2_attacks_the_whole_unet_and_trains_the_adapters(model: Model) -> None:
+    """U2's equations again in float64, on weights of which each attack step makes new ones; nothing is a module's.
+
+    th' <- th' - lr m, m the running mean of grad L_DM(D_M); the gradients of L_U at each th' count for th.
+    """
+    edited = model.clone().frozen()
+    edited.unet.double()
+    layers = add_adapters(edited.unet, rank=2, alpha=2, targets=Patronus().targets, rng=rng())
+    for layer in layers.values():
+        for part in (layer.lora_A["default"], layer.lora_B["default"]):
+            part.weight.data = 0.1 * torch.randn(part.weight.shape, generator=rng(3), dtype=torch.float64)
+    shape, width = model.latent_shape, model.text_shape
+    M, S = ([(numbers(s + i, 5, *shape), numbers(s + 5 + i, 5, *width)) for i in range(3)] for s in (10, 30))
+    method = Patronus(u2_batch=5, u2_adapt=3, u2_batches=3, u2_attack_lr=0.1, u2_weights=(1.3, 0.2))
+
+    loss = method.u2(edited, iter(M), iter(S), rng(5), 0)
+
+    draws, ab = rng(5), model.scheduler.alphas_cumprod.double()
+    start = {name: p.detach().clone() for name, p in edited.unet.named_parameters()}
+    theta, means, expected = dict(start), dict[str, Tensor](), 0.0
+    gradient = {name: torch.zeros_like(p) for name, p in start.items() if ".lora_" in name}
+
+    def error(z_0: Tensor, c: Tensor, black: bool) -> Tensor:
+        t = torch.randint(1000, (len(z_0),), generator=draws)
+        eps, a = torch.randn(z_0.shape, generator=draws).double(), ab[t].reshape(-1, 1, 1, 1)
+        given = (a**0.5 * z_0 + (1 - a) ** 0.5 * eps, t)
+        found = functional_call(edited.unet, theta, given, {"encoder_hidden_states": c}).sample
+        return ((found - (0 if black else eps)) ** 2).mean()
+
+    def slopes(value: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+        return dict(zip(names, torch.autograd.grad(value, [theta[name] for name in names]), strict=True))
+
+    for z_0, c in M:
+        theta = {name: p.detach().requires_grad_(True) for name, p in theta.items()}
+        for name, g in slopes(error(z_0[:3], c[:3], False), list(theta)).items():
+            means[name] = 0.9 * means[name] + 0.1 * g if name in means else g
+        theta = {name: (p.detach() - 0.1 * means[name]).requires_grad_(True) for name, p in theta.items()}
+        value = 0.2 / 3 * error(z_0[3:], c[3:], True)
+        expected += value.item()
+        gradient = {name: gradient[name] + g for name, g in slopes(value, list(gradient)).items()}
+    for z_0, c in S:
+        value = 1.3 / 3 * error(z_0, c, False)
+        expected += value.item()
+        gradient = {name: gradient[name] + g for name, g in slopes(value, list(gradient)).items()}
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    for name, p in edited.unet.named_parameters():
+        assert torch.equal(p, start[name])
+        assert (p.grad is not None) == (name in gradient)
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, gradient[name], rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize(("parts", "badge"), [("decoder", "official-matched"), ("both", "reconstructed")])
+def test_the_badge_is_that_of_the_parts(parts: Any, badge: str) -> None:
+    assert Patronus(parts=parts).badge == badge
 
 
 @pytest.mark.parametrize(
@@ -535,7 +597,7 @@ def test_generated_latents_take_the_captions_in_turn(model: Model) -> None:
     draws = rng(3)
     z_T = torch.cat([torch.randn(n, *model.latent_shape, generator=draws) for n in (8, 2)])
     text, null = model.encode_text(list("abcabcabca")), model.encode_text([""] * 10)
-    torch.testing.assert_close(found, patronus.sample(model, z_T, text, null, steps=2, guidance=7.5))
+    torch.testing.assert_close(found, sample(model, z_T, text, null, steps=2, guidance=7.5))
 
 
 def test_the_decoder_is_the_models_without_its_clamp(model: Model) -> None:

@@ -42,7 +42,7 @@ def defend(task: Task, bench: Bench, report: Report) -> Done:
     return write, {
         "cost": cost,
         "flags": flags_of(Snapshot(steps=0, delta=delta), losses.rows),
-        "fidelity": method.fidelity,
+        "fidelity": method.badge,
     }
 
 
