@@ -1,14 +1,28 @@
 """Noisy latents without an image: what ESD and the methods after it train on.
 
-z_T ~ N(0, I) is denoised with the prompt c, by DDIM with guidance, up to a random one of `ddim_steps` steps.
+z_T ~ N(0, I) is denoised with the prompt c and guidance, for a random part of `ddim_steps` steps. Which t the result is
+trained at depends on who samples; k is uniform in 0 ... S - 1, with S steps:
 
-Code      https://github.com/rohitgandikota/erasing, CompVis release @ a2189e9 and diffusers release
+compvis  the CompVis release: DDIM that leaves out the first step of S, for S - k steps (S - 1 at most), and t uniform
+         in [1000 k / S, 1000 (k + 1) / S). For S = 50, z_t is 39 to 58 levels cleaner than t, noise is taken for 961
+pndm     the diffusers release on SD 1.4, whose own scheduler is PNDM: k of its S + 1 steps, and t is the next
+ddim     DDIM: k of its S steps, and t is the next, which is the level of z_t. Of few steps it is the only one that
+         makes sense, since a step of `compvis` is then hundreds of levels wide
+
+Code      https://github.com/rohitgandikota/erasing, CompVis release @ a2189e9 and diffusers release @ 25613d2
 """
+
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Generator, Tensor
 
-from benchmark.diffusion import Model, ddim, normal, sample
+from benchmark.diffusion import Model, ddim, guided_noise, normal
+
+if TYPE_CHECKING:
+    from diffusers import PNDMScheduler
+
+Sampler = Literal["compvis", "pndm", "ddim"]
 
 
 def partial_sample(
@@ -19,21 +33,44 @@ def partial_sample(
     batch: int,
     ddim_steps: int,
     guidance: float,
-    from_edited: bool,
+    sampler: Sampler,
     rng: Generator,
 ) -> tuple[Tensor, Tensor]:
-    """z_t `(B, C, h, w)` and its t `()`, for c and null `(1, L, D)`.
-
-    `from_edited`: t is uniform inside its DDIM bin, as in the CompVis release, which samples from the model being
-    edited; otherwise it is the DDIM step itself, as in the diffusers release, which samples from the frozen one.
-    """
-    done = int(torch.randint(ddim_steps, (), generator=rng))
-    z_T = normal((batch, *model.latent_shape), rng, like=c)
+    """z_t `(B, C, h, w)` and its t `()`, for c and null `(1, L, D)`."""
+    k = int(torch.randint(ddim_steps, (), generator=rng))
+    z = normal((batch, *model.latent_shape), rng, like=c)
     texts = (c.expand(batch, -1, -1), null.expand(batch, -1, -1))
-    z_t = sample(model, z_T, *texts, steps=ddim_steps, guidance=guidance, stop=done)
-    low = int(ddim(model, ddim_steps).timesteps[done])
-    if not from_edited:
-        return z_t, torch.tensor(low, device=c.device)
+    scheduler = pndm(model, ddim_steps) if sampler == "pndm" else ddim(model, ddim_steps)
+    first, last = part(sampler, k, ddim_steps)
+    with torch.no_grad():
+        for t in scheduler.timesteps[first:last]:
+            z = scheduler.step(guided_noise(model, z, t, *texts, guidance), t, z).prev_sample
+    if sampler != "compvis":
+        return z, scheduler.timesteps[k].to(c.device)
     train_steps = int(model.scheduler.config.num_train_timesteps)
-    within = int(torch.randint(train_steps // ddim_steps, (), generator=rng))
-    return z_t, torch.tensor(min(low + within, train_steps - 1), device=c.device)
+    low, high = (round(edge / ddim_steps * train_steps) for edge in (k, k + 1))
+    return z, torch.randint(low, high, (), generator=rng).to(c.device)
+
+
+def part(sampler: Sampler, k: int, steps: int) -> tuple[int, int]:
+    """The first of a scheduler's steps that are gone through, and the end of them."""
+    return (1, 1 + min(steps - k, steps - 1)) if sampler == "compvis" else (0, k)
+
+
+def mean_length(sampler: Sampler, steps: int) -> float:
+    """Steps that are gone through, in the mean over k."""
+    lengths = [last - first for first, last in (part(sampler, k, steps) for k in range(steps))]
+    return sum(lengths) / steps
+
+
+def pndm(model: Model, steps: int) -> "PNDMScheduler":
+    """PNDM on the model's own schedule, as Stable Diffusion 1.x ships it: without Runge-Kutta steps (PLMS)."""
+    from diffusers import PNDMScheduler
+
+    names = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "trained_betas")
+    kept = {k: model.scheduler.config[k] for k in names}
+    scheduler = PNDMScheduler(
+        **kept, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1, prediction_type="epsilon"
+    )
+    scheduler.set_timesteps(steps)
+    return scheduler

@@ -31,8 +31,8 @@ HEADING = re.compile(rf"({'|'.join(HEADINGS)})\s\s+(.*)")
 ADDRESS = re.compile(r"https?://[^\s,;)]+[^\s,;).]")
 INTRODUCTIONS = {
     "defense": "A defense trains a change of the model's weights that is meant to keep a concept from being drawn. "
-    "The badge says how close the file is to its paper (`official-matched`: computed beside the official code, and equal "
-    "to rounding); *matched* says what was compared.",
+    "The badge says how close the file is to its paper (`official-matched`: computed beside the official code, and "
+    "equal to rounding); *matched* says what was compared.",
     "attack": "An attack tries to bring the concept back: by fine-tuning, by searching words, or by starting the "
     "sampling elsewhere. The controls are `none` and `random_prefix`.",
     "metric": "A metric scores images, pairs of images, or sets of images. "

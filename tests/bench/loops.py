@@ -319,7 +319,7 @@ def aegis(model: Model, concept: Concept, data: Data, m: Any, rng: Generator) ->
                 p.grad = g - omega * product / (g_r * g_r).sum() * g_r if meet else g
                 conflict = conflict or meet
         optimizer.step()
-        omega = min(1.0, omega + m.mu) if conflict else omega
+        omega = min(1.0, omega + 2 / m.steps) if conflict else omega
         yield loss.item()
 
 

@@ -5,7 +5,9 @@ place. Every reference is NumPy and takes its gradients by central differences.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from torch import Generator, Tensor, nn
 
 from benchmark.diffusion import Meter, Model
 from benchmark.types import Concept, Delta, Examples
-from defenses.aegis import AEGIS, adversarial, insert
+from defenses.aegis import AEGIS
 from defenses.esd import ESD
+from defenses.free_words import adversarial, insert, table_noise
 from defenses.scopes import scope_names
 
 L, D, C = 12, 3, 2  # tokens, word vectors, channels
@@ -150,7 +153,7 @@ def rectified(method: AEGIS, g_e: list[Array], g_r: list[Array], omega: float) -
     if not method.regularise:
         return g_e, False
     if method.rectify == "none":
-        return [e + method.weight * r for e, r in zip(g_e, g_r, strict=True)], False
+        return [e + method.weight / C * r for e, r in zip(g_e, g_r, strict=True)], False  # a mean over C x 1 x 1
     if method.rectify == "global":
         flat_e, flat_r = (np.concatenate([g.ravel() for g in part]) for part in (g_e, g_r))
         dots, norms = [flat_e @ flat_r] * 2, [flat_r @ flat_r] * 2
@@ -178,7 +181,7 @@ def reference(model: Hand, method: AEGIS, free: Array) -> tuple[list[Array], lis
         g_r = [now - before for now, before in zip(theta, theta_0, strict=True)]
         g, conflict = rectified(method, g_e, g_r, omega)
         if conflict and method.omega is None:
-            omega = min(1.0, omega + method.mu)
+            omega = min(1.0, omega + (2 / method.steps if method.mu is None else method.mu))
         omegas.append(omega)
         for i in range(2):  # Adam: 0.9, 0.999, 1e-8, no weight decay
             first[i] = 0.9 * first[i] + 0.1 * g[i]
@@ -215,7 +218,7 @@ def test_the_loss_and_its_gradient_are_the_papers_equation(model: Model, eta: fl
 def test_both_searches_take_one_signed_step_and_leave_the_weights(model: Model, sign: int) -> None:
     frozen, edited = hand(model), hand(model, seed=5)
     method = AEGIS(beta=0.01, prefix=2, aet_sign=sign)  # type: ignore[arg-type]
-    free = method.start(frozen, rng())
+    free = table_noise(frozen, method.prefix + 1, rng())
     words, c_e = frozen.encode_text(["cat", ""]), frozen.encode_text(["cat"])
     before = weights(edited)
 
@@ -230,7 +233,7 @@ def test_both_searches_take_one_signed_step_and_leave_the_weights(model: Model, 
 def test_the_sign_turns_the_target_search_around_only_in_its_first_term(model: Model) -> None:
     """Where eps_th = eps_0 the two terms cancel for -1: c' stays, and the prefix still moves."""
     frozen, method = hand(model), AEGIS(aet_sign=-1)
-    free = method.start(frozen, rng())
+    free = table_noise(frozen, method.prefix + 1, rng())
 
     moved = method.search(
         frozen, frozen, Z, torch.tensor(3), frozen.encode_text(["cat"]), frozen.encode_text(["cat", ""]), free
@@ -245,6 +248,7 @@ def test_the_sign_turns_the_target_search_around_only_in_its_first_term(model: M
     [
         {},
         {"rectify": "global"},
+        {"mu": None},
         {"omega": 1.0},
         {"omega": 0.5, "rectify": "global"},
         {"rectify": "none", "weight": 0.7},
@@ -265,7 +269,7 @@ def test_training_is_the_papers_algorithm(model: Model, concept: Concept, fields
 
     delta = method.protect(tiny, concept, {}, rng=rng(), report=report)
 
-    wanted, wanted_losses, omegas = reference(tiny, method, method.start(tiny, rng())[0].numpy())
+    wanted, wanted_losses, omegas = reference(tiny, method, table_noise(tiny, method.prefix + 1, rng())[0].numpy())
     assert losses == pytest.approx(wanted_losses, rel=1e-6)
     np.testing.assert_allclose(delta.dense["unet.w"], wanted[0], rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(delta.dense["unet.b"], wanted[1], rtol=1e-4, atol=1e-7)
@@ -279,9 +283,9 @@ def test_a_rectified_gradient_is_orthogonal_to_the_drift_where_they_conflict() -
     g_e = [torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0]), torch.tensor([3.0])]
     g_r = [torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 0.0]), torch.tensor([0.0])]
 
-    g, conflict = AEGIS().gradient(g_e, g_r, 1.0)
-    half, _ = AEGIS().gradient(g_e, g_r, 0.5)
-    none, calm = AEGIS().gradient(g_e[1:], g_r[1:], 1.0)
+    g, conflict = AEGIS().gradient(g_e, g_r, 1.0, size=1)
+    half, _ = AEGIS().gradient(g_e, g_r, 0.5, size=1)
+    none, calm = AEGIS().gradient(g_e[1:], g_r[1:], 1.0, size=1)
 
     assert [x.tolist() for x in g] == [[0.0, 2.0], [1.0, 2.0], [3.0]]
     assert half[0].tolist() == [0.5, 2.0]
@@ -294,13 +298,59 @@ def test_a_global_rectification_looks_at_all_parameters_together() -> None:
     """The products -1 and +1 add up to 0: no conflict. -1 and +0.5 do conflict, over a squared norm of 1.25."""
     g_e, method = [torch.tensor([1.0]), torch.tensor([1.0])], AEGIS(rectify="global")
 
-    same, calm = method.gradient(g_e, [torch.tensor([-1.0]), torch.tensor([1.0])], 1.0)
-    g, conflict = method.gradient(g_e, [torch.tensor([-1.0]), torch.tensor([0.5])], 1.0)
+    same, calm = method.gradient(g_e, [torch.tensor([-1.0]), torch.tensor([1.0])], 1.0, size=1)
+    g, conflict = method.gradient(g_e, [torch.tensor([-1.0]), torch.tensor([0.5])], 1.0, size=1)
 
     assert [x.item() for x in same] == [1.0, 1.0]
     assert not calm
     assert [x.item() for x in g] == pytest.approx([1 - 0.4, 1 + 0.2])
     assert conflict
+
+
+@pytest.mark.parametrize("steps", [8, 80, 1000])
+def test_omega_reaches_one_when_half_of_the_steps_meet_a_conflict(model: Model, concept: Concept, steps: int) -> None:
+    """Whatever the number of steps: here each of them is one."""
+    seen: list[float] = []
+
+    class Always(Still):
+        def gradient(self, g_e: Any, g_r: Any, omega: float, *, size: int) -> tuple[list[Tensor], bool]:
+            seen.append(omega)
+            return list(g_e), True
+
+    run(Always(steps=steps, lr=0.0, scope="full"), hand(model), concept)
+
+    assert seen == pytest.approx([min(1.0, 2 * i / steps) for i in range(steps)])
+
+
+def test_without_rectification_the_objective_is_the_equation_with_its_sums(model: Model) -> None:
+    """|| eps_th(z_t|c*) - tgt ||^2 + weight / 2 || th - th_0 ||^2, the norms being sums, worked in float64.
+
+    On a whole U-Net, and for each image of the batch: g is its gradient over the numbers of a prediction, which Adam
+    does not see.
+    """
+    frozen, method = model.clone().frozen(), AEGIS(rectify="none", weight=0.7, eta=0.5)
+    frozen.unet.double()
+    edited = replace(frozen, unet=deepcopy(frozen.unet).requires_grad_(True))
+    theta, theta_0 = list(edited.unet.parameters()), list(frozen.unet.parameters())
+    with torch.no_grad():
+        for p in theta:
+            p += 0.01 * torch.randn(p.shape, generator=rng(7), dtype=torch.float64)
+    C_h_w, t = 4 * 4 * 4, torch.tensor(300)
+    z_t = torch.randn(2, 4, 4, 4, generator=rng(1), dtype=torch.float64)
+    star, prime, null = (torch.randn(1, *model.text_shape, generator=rng(i), dtype=torch.float64) for i in (2, 3, 4))
+
+    g_e = torch.autograd.grad(method.loss(edited, frozen, z_t, t, star, prime, null), theta)
+    g_r = [p.detach() - q for p, q in zip(theta, theta_0, strict=True)]
+    g, _ = method.gradient(g_e, g_r, 0.0, size=z_t[0].numel())
+
+    objective = torch.zeros((), dtype=torch.float64)
+    for z in z_t[:, None]:
+        free, far = (frozen.unet(z, t, encoder_hidden_states=text).sample for text in (null, prime))
+        error = edited.unet(z, t, encoder_hidden_states=star).sample - (free - 0.5 * (far - free))
+        drift = sum((p - q).square().sum() for p, q in zip(theta, theta_0, strict=True))
+        objective = objective + (error.square().sum() + 0.7 / 2 * drift) / 2
+    for found, wanted in zip(g, torch.autograd.grad(objective, theta), strict=True):
+        torch.testing.assert_close(C_h_w * found, wanted, rtol=1e-9, atol=1e-12)
 
 
 def test_without_the_regulariser_the_erasing_gradient_acts_alone(model: Model, concept: Concept) -> None:
@@ -336,7 +386,7 @@ def test_without_searches_and_regulariser_it_is_esd(model: Model, concept: Conce
 
 def test_without_the_target_search_the_free_target_stays(model: Model) -> None:
     frozen, edited, method = hand(model), hand(model, seed=5), AEGIS(aet=False)
-    free = method.start(frozen, rng())
+    free = table_noise(frozen, method.prefix + 1, rng())
 
     moved = method.search(
         edited, frozen, Z, torch.tensor(3), frozen.encode_text(["cat"]), frozen.encode_text(["cat", ""]), free
@@ -348,7 +398,7 @@ def test_without_the_target_search_the_free_target_stays(model: Model) -> None:
 
 def test_the_presets_are_the_papers_ablations() -> None:
     assert AEGIS(**AEGIS.presets["paper"]) == AEGIS()
-    assert (AEGIS().steps, AEGIS().lr, AEGIS().batch) == (1000, 1e-5, 1)
+    assert (AEGIS().steps, AEGIS().lr, AEGIS().batch, AEGIS().omega_step) == (1000, 1e-5, 1, 2 / 1000)
     assert AEGIS.presets["without-aet"] == {"aet": False}
     assert AEGIS.presets["without-pr"] == {"regularise": False}
     assert AEGIS.presets["without-dgr"] == {"rectify": "none"}
@@ -372,7 +422,7 @@ def test_free_vectors_follow_the_begin_token_and_the_length_stays(model: Model) 
 def test_gradients_reach_the_free_vectors_through_the_text_encoder(model: Model) -> None:
     method = AEGIS(prefix=2, beta=0.01)
     edited = run(AEGIS(steps=1, lr=0.05, scope="full", ddim_steps=1), model, CAT)
-    free, both = method.start(model, rng()), model.words(model.ids(["cat", ""]))
+    free, both = table_noise(model, method.prefix + 1, rng()), model.words(model.ids(["cat", ""]))
     z_t = torch.randn(2, *model.latent_shape, generator=rng())
 
     moved = method.search(

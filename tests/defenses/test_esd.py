@@ -63,6 +63,46 @@ def test_the_diffusers_release_has_the_same_target() -> None:
     torch.testing.assert_close(e_p - 2 * (e_p - e_0), e_0 - 1.0 * (e_p - e_0))
 
 
+def test_on_sdxl_the_target_is_the_empty_prompts_prediction(model: Model) -> None:
+    """esd_sdxl.py: e_from - 1 (e_p - e_0) with e_from = e_p, that is e_0. The loss and its gradient in float64."""
+    method = ESD(**ESD.presets["sdxl"])
+    frozen = model.clone().frozen()
+    frozen.unet.double()
+    edited = frozen.clone()
+    theta = [p.requires_grad_(True) for p in edited.unet.parameters()]
+    with torch.no_grad():
+        theta[0] += 0.1
+    draws = torch.Generator().manual_seed(1)
+    z_t = torch.randn(2, *model.latent_shape, generator=draws, dtype=torch.float64)
+    c, null = (torch.randn(1, *model.text_shape, generator=draws, dtype=torch.float64) for _ in range(2))
+    t = torch.tensor(300)
+
+    loss = method.loss(edited, frozen, z_t, t, c, null)
+
+    e_p, e_0 = (frozen.unet(z_t, t, encoder_hidden_states=x.expand(2, -1, -1)).sample for x in (c, null))
+    e_n = edited.unet(z_t, t, encoder_hidden_states=c.expand(2, -1, -1)).sample
+    theirs = ((e_n - (e_p - 1 * (e_p - e_0)).detach()) ** 2).sum() / z_t.numel()
+    assert loss.item() == pytest.approx(theirs.item(), rel=1e-12)
+    assert loss.item() == pytest.approx(((e_n - e_0) ** 2).mean().item(), rel=1e-12)
+    for ours, other in zip(torch.autograd.grad(loss, theta), torch.autograd.grad(theirs, theta), strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings"),
+    [
+        ("paper", (1000, 1e-5, 1, "x", "edited", 3.0, 50, "compvis", 1.0)),  # train-esd.py
+        ("fast", (200, 5e-5, 1, "x", "frozen", 3.0, 50, "pndm", 1.0)),  # esd_sd.py: negative_guidance 2, from e_p
+        ("sdxl", (200, 2e-4, 1, "x-strict", "frozen", 2.0, 50, "ddim", 0.0)),  # esd_sdxl.py: negative_guidance 1
+    ],
+)
+def test_presets_have_the_releases_settings(preset: str, settings: tuple[object, ...]) -> None:
+    m = ESD(**ESD.presets[preset])
+
+    found = (m.steps, m.lr, m.batch, m.scope, m.sampled_from, m.start_guidance, m.ddim_steps, m.sampler, m.eta)
+    assert found == settings
+
+
 def test_scopes_partition_the_unet(model: Model) -> None:
     everything = {name for name, _ in model.unet.named_parameters()}
     x, strict, u, old = (scope_names(model.unet, s) for s in ("x", "x-strict", "u", "u-old"))
@@ -110,8 +150,8 @@ def test_erasing_brings_the_prediction_to_the_target(model: Model, concept: Conc
 
 def test_timesteps_lie_in_the_schedule(model: Model) -> None:
     c, null = model.encode_text(["cat"]), model.encode_text([""])
-    for source in ("edited", "frozen"):
-        method = ESD(ddim_steps=7, sampled_from=source)  # type: ignore[arg-type]
+    for sampler in ("compvis", "pndm", "ddim"):
+        method = ESD(ddim_steps=7, sampler=sampler)  # type: ignore[arg-type]
         drawn = [int(method.draw(model, c, null, torch.Generator().manual_seed(s))[1]) for s in range(20)]
 
         assert min(drawn) >= 0
