@@ -24,7 +24,8 @@ from leaderboards.variance import split
 CONTROL = "none"  # the undefended base: it is listed without a rank
 UTILITY = ["clip_score", "kid", "fid", "lpips", "retained_accuracy", "benign_adaptation"]
 COST = ["defend_seconds", "peak_memory_mib"]
-MORE = ["cmmd", "effort_area", "titer_lowest", "titer_highest", "titer_runs", "ua", "ira", "cra"]
+SPENT = ["defend_steps", "defend_passes"]
+MORE = [*SPENT, "cmmd", "effort_area", "titer_lowest", "titer_highest", "titer_runs", "ua", "ira", "cra"]
 JUDGED = ["second_judge", "judge_disagreement", "judge_kappa", "judge_tpr", "judge_fpr", "measured_with", "flags"]
 LEADERBOARD = [
     *["rank", "defense", "model", "scenario", "concepts", "titer", *PRESENCE, "worst_attack", "presence_before"],

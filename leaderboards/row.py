@@ -246,8 +246,9 @@ def _course(run: pd.DataFrame) -> Course:
 
 
 def _cost(costs: pd.DataFrame, names: dict[str, Any]) -> dict[str, Any]:
-    """Mean seconds for a concept, largest memory, and the fidelity label."""
+    """Mean seconds, steps and passes for a concept, largest memory, and the fidelity label."""
     own = costs[np.logical_and.reduce([costs[name] == value for name, value in names.items()])]
     labels = "; ".join(sorted(set(own["fidelity"].dropna().astype(str)))) or None
     seconds, memory = own["defend_seconds"].astype(float).mean(), own["peak_memory_mib"].astype(float).max()
-    return {"defend_seconds": seconds, "peak_memory_mib": memory, "fidelity": labels}
+    spent = {name: own[name].astype(float).mean() for name in ("defend_steps", "defend_passes") if name in own}
+    return {"defend_seconds": seconds, "peak_memory_mib": memory, "fidelity": labels} | spent

@@ -1,6 +1,6 @@
 """Plan and store -> the frames that the leaderboards read: scores, cells, costs, and one row for each task."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ def rows(plan: Plan, store: Store, failed: Mapping[str, str], skipped: Mapping[s
         status = "ok" if meta else "failed" if key in failed else "skipped" if key in skipped else "missing"
         row = {"key": key, "kind": task.kind, "label": task.label, "status": status, "planned_passes": task.passes}
         cost = meta.get("cost", {})
-        spent = {"passes": cost["unet_forward"] + 2 * cost.get("unet_backward", 0)} if "unet_forward" in cost else {}
+        spent = {"passes": passes} if (passes := passes_of(cost)) is not None else {}
         row |= cost | spent | {"flags": ";".join(meta.get("flags", []))}
         found.append(row | {"reason": skipped.get(key) or failed.get(key, "").strip().rpartition("\n")[2]})
     return found
@@ -124,21 +124,44 @@ def calibrated(plan: Plan, cell: Cell) -> dict[str, float | None]:
 
 
 def costs(plan: Plan, store: Store) -> pd.DataFrame:
-    """Seconds, memory and fidelity of each defense on each concept; a composed one has the sum of its parts."""
+    """What each defense spent on each concept, and its fidelity; a composed one has the sum of its parts.
+
+    Steps are those that it reported, as its paper counts them; passes are samples through the U-Net, backward twice.
+    """
     found = []
     badges = {entry.label: " + ".join(part.method.badge for part in parts(entry)) for entry in plan.config.defenses}
     seen = {(cell.concept.name, cell.defense): cell for cell in plan.cells}
     for cell in seen.values():
-        spent = [store.meta(key)["cost"] for key in lineage(plan, cell.defend) if store.has(key)]
+        done = [key for key in lineage(plan, cell.defend) if store.has(key)]
+        spent = [store.meta(key)["cost"] for key in done]
         seconds = sum(cost["seconds"] for cost in spent) if spent else None
         memory = [cost["peak_memory_mib"] for cost in spent if cost.get("peak_memory_mib") is not None]
         named = {k: v for k, v in identify(plan, cell).items() if k in ("model", "scenario", "concept", "defense")}
         found.append(
             named
             | {"defend_seconds": seconds, "peak_memory_mib": max(memory, default=None)}
+            | {"defend_steps": total(steps_of(store, key) for key in done)}
+            | {"defend_passes": total(passes_of(cost) for cost in spent)}
             | {"fidelity": badges.get(cell.defense, "control")}
         )
     return pd.DataFrame(found)
+
+
+def total(numbers: Iterable[int | None]) -> int | None:
+    """Their sum; None if there are none, or one is not known."""
+    known = list(numbers)
+    return sum(n for n in known if n is not None) if known and None not in known else None
+
+
+def passes_of(cost: Mapping[str, Any]) -> int | None:
+    """Samples through the U-Net, a backward pass counted as two."""
+    return int(cost["unet_forward"]) + 2 * int(cost.get("unet_backward", 0)) if "unet_forward" in cost else None
+
+
+def steps_of(store: Store, key: str) -> int | None:
+    """How many steps a method reported."""
+    file = store.path(key) / "losses.csv"
+    return len(pd.read_csv(file)) if file.exists() else None
 
 
 def parts(entry: Entry) -> list[Entry]:

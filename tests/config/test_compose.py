@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -135,7 +136,23 @@ def test_a_composed_defense_costs_the_sum_of_its_parts(finished: tuple[Plan, Ben
     table = records.costs(plan, bench.store).set_index("defense")
 
     assert table.loc["erased+esd", "defend_seconds"] == pytest.approx(spent["erased"] + spent["erased+esd"])
-    assert table.loc["erased+esd", "fidelity"] == "reimplemented + reimplemented"
+    assert table.loc["erased+esd", "fidelity"] == "official-matched + official-matched"
+
+
+def test_a_board_says_how_many_steps_and_passes_a_defense_had(finished: tuple[Plan, Bench, Outcome]) -> None:
+    """Of a composed one those of both parts; the control had none. Counted by the meter, and planned as a mean."""
+    plan, bench, _ = finished
+    tasks = defends(plan)
+    spent = {name: bench.store.meta(task.key)["cost"] for name, task in tasks.items()}
+    passes = {name: cost["unet_forward"] + 2 * cost["unet_backward"] for name, cost in spent.items()}
+
+    table = records.costs(plan, bench.store).set_index("defense")
+
+    assert pd.isna(table.loc["none", ["defend_steps", "defend_passes"]]).all()
+    for name in ("erased", "erased+esd"):
+        own = [part for part in tasks if name == part or name.startswith(f"{part}+")]
+        assert table.loc[name, "defend_steps"] == sum(tasks[part].fields["steps"] for part in own)
+        assert table.loc[name, "defend_passes"] == sum(passes[part] for part in own) > 0
 
 
 def test_an_exported_cell_is_a_diffusers_folder(finished: tuple[Plan, Bench, Outcome], tmp_path: Path) -> None:

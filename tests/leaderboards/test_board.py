@@ -454,7 +454,8 @@ def test_columns_of_the_leaderboard_begin_with_the_designs() -> None:
     scores, cells, costs = frames("esd")
     columns = list(build(scores, cells, costs, distances(cells, kid=0.1, zebra=1.0), draws=60).leaderboard.columns)
     more = (
-        "cmmd, effort_area, titer_lowest, titer_highest, titer_runs, ua, ira, cra, second_judge, judge_disagreement, "
+        "defend_steps, defend_passes, cmmd, effort_area, titer_lowest, titer_highest, titer_runs, ua, ira, cra, "
+        "second_judge, judge_disagreement, "
         "judge_kappa, judge_tpr, judge_fpr, measured_with, flags, zebra, toy"
     )
     assert ", ".join(columns) == designed + more
