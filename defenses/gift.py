@@ -17,6 +17,8 @@ Paper     https://arxiv.org/abs/2507.13598
 Code      none was found; MMD as in https://github.com/domenicrosati/representation-noising, which GIFT builds on
 Differs   unknown: only the abstract and reviews could be read. The two levels, representation noising, K, the names
           alpha_P, alpha_I and beta and the ablations are the paper's; every constant marked so below is reconstructed.
+          K counts rounds of both levels. The paper gives GIFT and IMMA 1,000 "immunisation steps" alike, and IMMA's are
+          steps of both levels together: counted so, as in `alike`, K is 500, and each has 500 ascents.
 Symbols   D_S safe images; D_M malicious images; h_l activations of layer l; g_l noise; z_t noisy latents; c text.
 Protects  against fine-tuning on the concept, and keeps safe concepts learnable.
 """
@@ -46,7 +48,7 @@ MIDDLE = 2  # RepNoise: the mean distance is divided by 2^MIDDLE, then doubled f
 class GIFT(Defense):
     """Ascend on malicious images and turn their activations to noise, while training on safe ones."""
 
-    steps: int = 1000  # K, the paper's
+    steps: int = 1000  # K, the paper's if it counts rounds
     n_p: int = 1  # reconstructed: lower steps in a round, as IMMA's inner
     n_i: int = 1  # reconstructed: upper steps in a round, as IMMA's outer
     lr_prior: float = 5e-6  # alpha_P, reconstructed: MIMA's inner rate
@@ -62,7 +64,7 @@ class GIFT(Defense):
 
     version = 1
     needs = frozenset({"concept", "safe"})
-    presets = {"max": {"ablation": "max"}, "max-noise": {"ablation": "max_noise"}}
+    presets = {"alike": {"steps": 500}, "max": {"ablation": "max"}, "max-noise": {"ablation": "max_noise"}}
     fidelity = "reconstructed"
     matched = "structure, K and ablations as in the abstract and public reviews, MMD as in RepNoise's release"
 
