@@ -23,6 +23,7 @@ from leaderboards import reported
 
 SHIPPED = ("sd14-objects", "sd14-styles", "sdxl-objects")
 ALL = (*SHIPPED, "sd14-nudity")
+ALIKE = ("demo", "mini", "claims", "personalize", "sd14-objects", "sd14-styles", "sd14-nudity")
 OBJECTS, STYLES = ("church", "garbage_truck", "parachute", "tench"), ("monet", "rembrandt", "van_gogh")
 HOURS = re.compile(
     r"([\d,]+) U-Net samples / \((\d+) a second x 3600\) = (\d+) hours on one H100, (\d+) on one A100 at (\d+)"
@@ -65,7 +66,7 @@ def test_the_command_plans_without_weights_and_network() -> None:
 
     assert found.exit_code == 0, found.output
     assert "no weights here" in found.output
-    assert "852 cells" in found.output
+    assert "868 cells" in found.output
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -133,9 +134,58 @@ def test_they_can_be_laid_beside_what_is_reported(name: str) -> None:
     listed, theirs = config.load(name), reported.read()
     defenses, attacks = {d.label for d in listed.defenses}, {a.label for a in listed.attacks}
 
-    assert {"esd", "esd+imma", "aegis"} <= defenses & set(theirs["defense"])
+    assert {"esd", "aegis"} <= defenses & set(theirs["defense"])
+    assert ("esd+imma" in defenses & set(theirs["defense"])) == (name in ("sd14-styles", "sdxl-objects"))
     ours = {"lora", "recaption", "unlearndiffatk", "p4d", "ring_a_bell", "benign_finetune", "full_finetune"}
     assert ours <= attacks & set(theirs["attack"])
+
+
+@pytest.mark.parametrize("name", ["sd14-objects", "sd14-styles", "sd14-nudity"])
+def test_imma_stands_on_the_cross_attention_and_meets_each_of_two_adaptations(name: str) -> None:
+    """Its authors erase with ESD-x, and immunise for LoRA and DreamBooth apart."""
+    found = [entry for entry in config.load(name).defenses if entry.use == "imma"]
+
+    assert {entry.method.adaptation for entry in found} == {"lora", "dreambooth"}
+    assert {entry.after.method.scope for entry in found if entry.after} == {"x"}
+
+
+@pytest.mark.parametrize(
+    "name", ["demo", "mini", "claims", "personalize", "sd14-objects", "sd14-styles", "sd14-nudity"]
+)
+def test_who_is_compared_spends_alike(name: str) -> None:
+    """Updates and batch of ESD and AEGIS; ascents of IMMA, every other of its steps, and of GIFT, one a round."""
+    methods = [entry.method for entry in config.load(name).defenses]
+    erasers = {(m.steps, m.batch) for m in methods if type(m).__name__ in ("ESD", "AEGIS")}
+    ascents = {m.steps * m.outer // (m.inner + m.outer) for m in methods if type(m).__name__ == "IMMA"}
+    ascents |= {m.steps * m.n_i for m in methods if type(m).__name__ == "GIFT"}
+
+    assert len(erasers) == (name != "personalize")
+    assert len(ascents) == 1
+
+
+@pytest.mark.parametrize("name", ["demo", "mini", "claims", *ALL])
+def test_patronus_divides_its_steps_as_the_release(name: str) -> None:
+    """Three of D2 for each of D1, as many of U2 as of U1, and ten batches of latents but on the embedded model."""
+    found = [e.method for e in config.load(name).defenses if e.use == "patronus" and e.method.hardened]
+
+    assert found
+    for m in found:
+        assert m.d2_steps == 3 * m.d1_steps
+        assert m.parts == "decoder" or m.u2_steps == m.u1_steps
+        assert m.parts == "decoder" or m.d2_latents == 10 * m.latent_batch
+
+
+def test_sdxl_has_the_settings_of_esds_script_for_it() -> None:
+    (method,) = [entry.method for entry in config.load("sdxl-objects").defenses if entry.label == "esd"]
+
+    assert method == type(method)(**type(method).presets["sdxl"])
+
+
+def test_few_steps_are_drawn_by_the_sampler_that_is_right_for_them() -> None:
+    for name in config.presets():
+        for entry in config.load(name).defenses if name != "sd14-nudity" else ():
+            if getattr(entry.method, "ddim_steps", 50) < 50 and hasattr(entry.method, "sampler"):
+                assert entry.method.sampler == "ddim", (name, entry.label)
 
 
 def test_reported_concepts_have_cards() -> None:
