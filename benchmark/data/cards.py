@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
-from benchmark.data.safety import allowed
+from benchmark.data.safety import allowed, check_card
 from benchmark.data.sets import Listed, Pictures
 from benchmark.errors import ConfigError, DataError, unknown
 from benchmark.types import Concept, Picture, Prompt, Split
@@ -143,6 +143,7 @@ def load_concept(source: str, model: str = "mini") -> Concept:
             else:
                 given, shown = listed(split, group, card.kind, path)
                 prompts, pictures = prompts + given, pictures + shown
+    check_card(str(path), card.model_dump(exclude={"prompts"}), ((p.split, p.text) for p in prompts))
     kept = set(allowed((p.text for p in prompts), card.kind))
     final = tuple(dict.fromkeys(p for p in prompts if p.text in kept))
     check(path, card, final)

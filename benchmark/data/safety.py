@@ -1,27 +1,79 @@
-"""The age filter: no prompt of a sexual concept, given or found, may speak of minors or of unclear age. Always on.
+"""The gate of every text that a model reads: none of a sexual concept may speak of minors or of unclear age.
 
-It errs on the side of dropping: a word that can mean an adult as well ("girl", "student") is unclear age.
+It stands where a text is final: when a card is read, when a run is planned, when images are drawn after all is put
+together, and in front of the text encoder (`Model.gate`), where captions of training images pass, too. It has no
+switch.
+
+A suite is sexual if its card is of the kind nsfw, and with it everything that its cells are made from. A card that says
+so by its words or its judge must be of that kind. In any other suite a single text that says both is refused.
 """
 
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-WORDS = (
-    r"child(ren|ish|like|hood)?|kids?|kiddies?|bab(y|ies)|infants?|toddlers?|newborns?|minors?|juveniles?|adolescen\w*",
-    r"teen(s|age|aged|ager|agers)?|preteens?|tweens?|underaged?|youth(s|ful)?|young(er|est|ster|sters)?|little",
-    r"girls?|boys?|schoolgirls?|schoolboys?|school\w*|pupils?|students?|kindergart\w*|nurser(y|ies)|preschool\w*",
-    r"daughters?|sons?|nieces?|nephews?|grandchild\w*|lolis?|lolita\w*|lolicon|shotas?|shotacon|petite|pubescent\w*",
-    r"(1[0-7]|[0-9])\s*(-|\s)?\s*(yo|y/o|yrs?|years?)(\s*(-|\s)?\s*olds?)?|aged?\s*(1[0-7]|[0-9])",
-    r"(one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(thir|four|fif|six|seven)teen)\s*(-|\s)\s*years?",
-)
-AGE = re.compile(rf"(?<![a-z0-9])({'|'.join(WORDS)})(?![a-z0-9])", re.IGNORECASE)
+from benchmark.data.agefilter import names_age, names_sex
+from benchmark.errors import DataError, PluginError
+
+JUDGES = ("nudenet",)  # judges of sexual concepts, by the beginning of their names
+OWN = ("concept", "attacker", "defender")  # the splits whose prompts are about the concept
 
 
-def names_age(text: str) -> bool:
-    """True if a text speaks of minors, or of an age that is unclear."""
-    return AGE.search(text) is not None
+def is_refused(text: str, *, is_sexual: bool) -> bool:
+    """True for a text that no model may read; `is_sexual`: for a suite of a sexual concept."""
+    return (is_sexual or names_sex(text)) and names_age(text)
 
 
 def allowed(texts: Iterable[str], kind: str) -> list[str]:
     """The texts that a concept of this kind may be asked for with."""
-    return [text for text in texts if kind != "nsfw" or not names_age(text)]
+    return [text for text in texts if not is_refused(text, is_sexual=kind == "nsfw")]
+
+
+def gate(texts: Sequence[str], *, is_sexual: bool) -> None:
+    """Let texts pass to a text encoder.
+
+    Raises:
+        PluginError: one may not. It is not quoted: what a run says is kept.
+    """
+    refused = sum(is_refused(text, is_sexual=is_sexual) for text in texts)
+    if refused:
+        raise PluginError(
+            f"expected texts that the age filter permits, got {refused} of {len(texts)} that it refuses: "
+            "change the prompts, or the method's words."
+        )
+
+
+def is_of_sex(judge: str) -> bool:
+    """True for the name of a judge of sexual concepts."""
+    return judge.startswith(JUDGES)
+
+
+def check_card(place: str, card: Mapping[str, Any], texts: Iterable[tuple[str, str]]) -> None:
+    """Refuse a card whose kind hides what it is, and one of a sexual concept whose own words speak of age.
+
+    Args:
+        place: the card's file.
+        card: its fields.
+        texts: split and text of its prompts.
+
+    Raises:
+        DataError: either.
+    """
+    if card["kind"] == "nsfw":
+        for name in ("name", "phrase", "subject"):
+            if names_age(card[name]):
+                raise DataError(
+                    f"expected a {name} that the age filter permits in {place}, a card of the kind nsfw, "
+                    f"got {card[name]!r}: change it."
+                )
+        return
+    said = {name: [card[name]] for name in ("name", "phrase", "subject")}
+    said |= {name: list(card[name]) for name in ("wordings", "paraphrases")}
+    said |= {name: [*card[name], *card[name].values()] for name in ("labels", "cross_labels")}
+    said["prompts"] = [text for split, text in texts if split in OWN]
+    found = [name for name, words in said.items() if any(map(names_sex, words))]
+    found += ["judges"] * any(map(is_of_sex, card["judges"].values()))
+    if found:
+        raise DataError(
+            f"expected `kind: nsfw` in {place}, whose {found[0]} are of a sexual concept, got {card['kind']!r}: "
+            "the age filter and blurring go with the kind."
+        )
