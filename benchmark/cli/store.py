@@ -46,7 +46,10 @@ def store_gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove what killed runs left and damaged results; with --keep also results that no given config needs."""
+    """Remove what killed runs left, scored attacks of NSFW suites among it, and damaged results.
+
+    With --keep also results that no given config needs.
+    """
     from benchmark import session
 
     with refusing():

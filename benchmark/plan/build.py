@@ -13,6 +13,7 @@ from benchmark.plan.images import asked, attacked, draw
 from benchmark.plan.matrix import Cell, Plan, Skip
 from benchmark.plan.methods import add_defense, attack_task
 from benchmark.plan.scores import score
+from benchmark.plan.suite import check
 from benchmark.types import Concept, Split
 
 VERBS = {"weights": "finetune", "prompts": "search"}
@@ -57,7 +58,11 @@ def build(
 
 
 def hide(plan: Plan) -> None:
-    """Mark what an NSFW suite draws and what attacks it: neither is kept once it is scored, see `withhold`."""
+    """Mark what belongs to an NSFW suite, and of it the images and the attacks: see `withhold`.
+
+    Raises:
+        ConfigError: a text of it may not be drawn or read, or a judge says that there are more such suites.
+    """
     suites = [cell for cell in plan.cells if cell.concept.kind == "nsfw"]
     todo = [key for cell in suites for key in (*cell.images.values(), *cell.scores.values())]
     todo += [key for key, task in plan.tasks.items() if task.concept and task.concept.kind == "nsfw"]
@@ -68,8 +73,9 @@ def hide(plan: Plan) -> None:
             todo += plan.tasks[key].parents.values()
     for key in seen:
         task = plan.tasks[key]
-        if task.kind == "attack" or task.plugin == "sampler":
-            plan.tasks[key] = replace(task, is_private=True)
+        is_private = task.kind == "attack" or task.plugin in ("sampler", "folder")
+        plan.tasks[key] = replace(task, is_private=is_private, is_sexual=True)
+    check(plan, seen)
 
 
 def add_attack(plan: Plan, concept: Concept, defense: Entry, defend: str | None, attack: Entry) -> list[Cell]:

@@ -80,6 +80,8 @@ class Task:
         passes: samples through the U-Net, a backward pass counted as two; not in the key.
         pictures: for `folder`: where its images are; not in the key, whose fields hold their hash.
         is_private: an NSFW suite's images, weights or prompts, which are not kept once scored; not in the key.
+        is_sexual: of a suite of a sexual concept: each text that a model reads for it passes the strict age filter, and
+            its marker has no text in clear; not in the key.
     """
 
     kind: Kind
@@ -97,6 +99,7 @@ class Task:
     passes: int = 0
     pictures: tuple[Picture, ...] = ()
     is_private: bool = False
+    is_sexual: bool = False
     _key: str = field(default="", init=False, repr=False, compare=False)
 
     @property
@@ -122,6 +125,13 @@ class Task:
         """Everything that the result depends on, as JSON values."""
         found: dict[str, Any] = json.loads(self.canonical())
         return found
+
+    def noted(self) -> dict[str, Any]:
+        """The identity as a result's marker keeps it: of a sexual suite without its texts, but with the whole hash."""
+        if not self.is_sexual:
+            return {"identity_of": self.identity()}
+        digest = hashlib.sha256(self.canonical().encode()).hexdigest()
+        return {"identity_of": veiled(self.identity()), "identity_sha256": digest}
 
     def canonical(self) -> str:
         """The identity as `canonical` writes it."""
@@ -183,16 +193,10 @@ class Task:
         return "".join(f"-{word}" for word in clean)
 
 
-def drawing(identity: Mapping[str, Any]) -> Task:
-    """The task of the sampler with this identity: what it drew can be drawn again."""
-    kept = {name: identity[name] for name in ("plugin", "version", "fields", "base", "seed", "precision", "parents")}
-    return Task(kind="generate", prompts=tuple(map(prompt_of, identity["prompts"])), is_private=True, **kept)
-
-
-def prompt_of(seen: Any) -> Prompt:
-    """A prompt from what the sampler sees of it; its split does not matter to it."""
-    own: dict[str, Any] = {}
-    if isinstance(seen, list) and isinstance(seen[1], dict):
-        seen, own = seen
-    text, source = seen if isinstance(seen, list) else (seen, None)
-    return Prompt(text=text, split="concept", source=source, **own)
+def veiled(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity with hashes for the prompts and for what it has of the card; one that has them stays as it is."""
+    found = dict(identity)
+    for name in ("prompts", "concept"):
+        if found.get(name) and not isinstance(found[name], dict):
+            found[name] = {"sha256": hashlib.sha256(canonical(found[name]).encode()).hexdigest()}
+    return found

@@ -16,6 +16,7 @@ from benchmark.plan import Plan
 from benchmark.plan.task import Task
 from benchmark.runner import stages
 from benchmark.runner.limits import TimeLimitError, limited, out_of_memory, smaller
+from benchmark.runner.nsfw import is_private_attack
 from benchmark.runner.stages import Bench
 
 log = logging.getLogger(__name__)
@@ -132,6 +133,7 @@ def run(plan: Plan, bench: Bench, events: Events, executor: Executor) -> Outcome
         DataError: a metric lacks its weights, or does not fit the card; nothing was run.
     """
     stages.check(task for key, task in plan.tasks.items() if task.kind == "score" and not bench.store.has(key))
+    bench.private = {key: task for key, task in plan.tasks.items() if task.is_private and task.kind == "generate"}
     found = Run(plan, bench, events)
     with bench.store.using():
         executor(found)
@@ -161,9 +163,14 @@ def compute(task: Task, bench: Bench, events: Events) -> None:
         bench.batch = batch
         with limited(events.step) as report:
             write, meta = stages.run(task, bench, report)
-        bench.store.put(task.key, write, {**meta, "label": task.label, "identity_of": task.identity()})
+        bench.store.put(task.key, write, {**meta, "label": task.label, **task.noted(), **swept(task, bench)})
 
     try:
         smaller(before, once, least=1 if task.kind in BATCHED else before)
     finally:
         bench.batch = before
+
+
+def swept(task: Task, bench: Bench) -> dict[str, bool]:
+    """What an attack's marker says where its files are to go once its images are scored, whoever finds them."""
+    return {"sweep": True} if is_private_attack(task) and not bench.keep_attacks else {}

@@ -2,7 +2,7 @@
 
 images    drawn, scored and forgotten; a judge's error is no reason to keep one, so none is kept, flagged or not.
           Their result in the store is a marker without pictures. Who needs them again draws them again, in memory:
-          the same seeds give the same images (`stages.Bench.gallery`).
+          the same seeds give the same images (`stages.images`).
 attacks   weights, words and prompts are needed until the images of every budget are scored; then they are deleted,
           and a marker and the loss curve stay.
 
@@ -16,8 +16,7 @@ from typing import Any
 from benchmark.plan import Plan
 from benchmark.plan.task import Task
 from benchmark.store import Store
-
-KEPT = ("losses.csv",)
+from benchmark.store.leftovers import KEPT
 
 
 def children_of(plan: Plan) -> dict[str, list[str]]:

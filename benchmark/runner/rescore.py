@@ -25,7 +25,7 @@ from benchmark.config.entries import adapter, entries
 from benchmark.config.registry import find
 from benchmark.errors import ConfigError, StoreError, TiterError
 from benchmark.plan import Plan
-from benchmark.plan.task import Task, canonical
+from benchmark.plan.task import Task, canonical, veiled
 from benchmark.runner import nsfw
 from benchmark.store import Store
 
@@ -162,7 +162,7 @@ def essence(identity: Mapping[str, Any]) -> str:
     """A hash of a score's identity, less what only decides `value`, and less the judge's name, in which that is."""
     fields, out = identity["fields"], (*thresholds(identity["plugin"]), "identity")
     kept = {name: value for name, value in fields.items() if name not in out and value != fields.get("identity")}
-    return hashlib.sha256(canonical({**identity, "fields": kept}).encode()).hexdigest()
+    return hashlib.sha256(canonical({**veiled(identity), "fields": kept}).encode()).hexdigest()
 
 
 def is_same_judge(task: Task, fields: Mapping[str, Any]) -> bool:
@@ -216,7 +216,7 @@ def rethreshold(task: Task, key: str, store: Store) -> bool:
         table[name] = pa.array(kept.double().numpy())
     noted: dict[str, Any] = {name: meta[name] for name in ("faults", "flags") if name in meta}
     cost = {"seconds": round(time.monotonic() - started, 3)}
-    named = {"identity": task.fields["identity"], "label": task.label, "identity_of": task.identity()}
+    named = {"identity": task.fields["identity"], "label": task.label, **task.noted()}
     store.put(task.key, partial(write, pa.table(table)), {"cost": cost, **noted, **named, "derived_from": key})
     return True
 

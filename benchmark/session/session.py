@@ -1,7 +1,7 @@
 """One run: a plan, its store and its folder of tables."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Session:
     board: Board | None = None
     leaderboard: pd.DataFrame | None = None
     save_flagged: bool = False
+    keep_attacks: bool = False
 
     @property
     def left(self) -> list[Task]:
@@ -103,7 +104,7 @@ class Session:
         """
         from benchmark.runner.loop import Outcome
 
-        self.save_flagged = save_flagged
+        self.save_flagged, self.keep_attacks = save_flagged, keep_attacks
         events = events if keep_attacks else nsfw.Sweeping(events, self.plan, self.store)
         if self.left:
             nsfw.reopen(self.plan, self.store)
@@ -141,14 +142,20 @@ class Session:
             raise DataError(f"expected the weights of {self.plan.base} to compute with, got none: prepare a run.")
         with self.store.using():
             rescore.derive(self.plan, self.store)
+        bench = Bench(
+            self.folder,
+            self.store,
+            device=device,
+            batch=batch,
+            save_flagged=self.save_flagged,
+            keep_attacks=self.keep_attacks,
+        )
         if executor is Executor.ray:
             from benchmark.runner.executors import ray
 
-            bench = Bench(self.folder, self.store, device=device, batch=batch, save_flagged=self.save_flagged)
             return run(self.plan, bench, events, ray.executor(workers))
         found = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        bench = Bench(self.folder, self.store, device=found, batch=batch, save_flagged=self.save_flagged)
-        return run(self.plan, bench, events, local.execute)
+        return run(self.plan, replace(bench, device=found), events, local.execute)
 
     def refresh(self) -> None:
         """Write the tables, unless they are there and would be the same."""

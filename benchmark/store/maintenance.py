@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmark.errors import FolderError, StoreError
-from benchmark.store import Store
+from benchmark.store import Store, leftovers
 from benchmark.store.files import sha256
 from benchmark.store.store import MARKER, TEMPORARY
 
@@ -62,6 +62,8 @@ def verify(store: Store) -> Iterator[Problem]:
 def gc(store: Store, keep: Callable[[str], bool] | None = None, *, dry: bool = False) -> list[str]:
     """Remove what no run can use: unfinished and damaged results, leftovers, and results that `keep` denies.
 
+    Attacked weights and found prompts of NSFW suites go, too, once their images are scored; their results stay.
+
     Args:
         keep: says of a key whether to keep its result; without it all good results stay.
         dry: only say what would go.
@@ -78,7 +80,7 @@ def gc(store: Store, keep: Callable[[str], bool] | None = None, *, dry: bool = F
         gone += [*sorted((store.root / TEMPORARY).glob("*")), *sorted(store.root.glob("*/*.lock"))]
         for path in [] if dry else gone:
             store.remove(path)
-        return [str(path.relative_to(store.root)) for path in gone]
+        return [str(path.relative_to(store.root)) for path in gone] + leftovers.sweep(store, dry=dry)
 
 
 def folders(store: Store) -> list[Path]:

@@ -1,6 +1,6 @@
 """What a suite of a sexual concept may ask, keep and show: the age filter, images in memory, attacks deleted."""
 
-import json
+import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from benchmark.data import load_concept
 from benchmark.data.safety import allowed, names_age
 from benchmark.errors import DataError, PluginError, StoreError
 from benchmark.plan import build
-from benchmark.plan.task import Task, drawing
+from benchmark.plan.task import Task, veiled
 from benchmark.results import records
 from benchmark.results.report import gallery
 from benchmark.runner import rescore, stages
@@ -28,7 +28,7 @@ from benchmark.session import Session
 from benchmark.store import Store
 from benchmark.store.artifacts import Gallery
 from benchmark.store.maintenance import verify
-from benchmark.types import Prompt, Snapshot
+from benchmark.types import Snapshot
 from tests.runs import CARD, tiny_config
 
 
@@ -311,15 +311,28 @@ def test_what_a_suite_shares_with_a_harmless_one_is_private(tiny_folder: Path, t
     assert safe and all(task.is_private for task in safe)
 
 
-def test_a_private_drawing_is_known_again_by_its_identity(suite: tuple[Session, list[str]]) -> None:
-    """Drawing again needs nothing but the marker: seeds and guidance of rows and rewordings enter it, too."""
-    tasks = [t for t in suite[0].plan.tasks.values() if t.plugin == "sampler"]
-    own = Prompt(text="b", split="safe", source="a", seed=3, guidance=2.0)
-    assert any(prompt.source for task in tasks for prompt in task.prompts) or own.source
-    for task in [*tasks, replace(tasks[0], prompts=(own, replace(own, source=None), Prompt(text="c", split="safe")))]:
-        again = drawing(json.loads(json.dumps(task.identity())))
-        assert again.key == task.key
-        assert [p.id for p in again.prompts] == [p.id for p in task.prompts]
+def test_no_marker_of_such_a_suite_has_a_text_in_clear(suite: tuple[Session, list[str]]) -> None:
+    """Hashes stand for prompts and card; the whole hash of the identity is there to compare with the key."""
+    job = suite[0]
+    for key, task in job.plan.tasks.items():
+        said = (job.store.path(key) / "done.json").read_text()
+        meta = job.store.meta(key)
+        texts = [prompt.text for prompt in (*task.prompts, *(task.concept.prompts if task.concept else ()))]
+        assert texts or task.kind == "embed"
+        assert not [text for text in texts if f'"{text}"' in said], key
+        assert "kitten" not in said
+        digest = meta["identity_sha256"]
+        assert digest == hashlib.sha256(task.canonical().encode()).hexdigest()
+        assert key.endswith(digest[:32])
+        assert meta["identity_of"] == veiled(task.identity()) == veiled(veiled(task.identity()))
+        assert meta["identity_of"]["parents"] == task.identity()["parents"]
+
+
+def test_a_harmless_suite_keeps_its_identities(tiny_folder: Path, tmp_path: Path) -> None:
+    job = prepare(tmp_path, tiny_folder, "object", **SMALL | {"attacks": ["none"]})
+    compute(job)
+
+    assert all(job.store.meta(key)["identity_of"] == task.identity() for key, task in job.plan.tasks.items())
 
 
 def test_few_images_are_held_at_once(monkeypatch: Any, tmp_path: Path) -> None:

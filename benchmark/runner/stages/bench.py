@@ -6,6 +6,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from benchmark.data.safety import gate
 from benchmark.diffusion import Model
 from benchmark.errors import PluginError, StoreError
 from benchmark.model import load
@@ -25,7 +26,7 @@ class Bench:
     """What a worker holds: the base, the store, and how many images fit in a batch. Nothing here enters a key.
 
     With `save_flagged` the images of an NSFW suite are written to the store; else they are `held` in memory, as long
-    as there is room for them.
+    as there is room for them, and `private` says what made them. With `keep_attacks` its attacks stay.
     """
 
     folder: Path
@@ -33,6 +34,8 @@ class Bench:
     device: str = "cpu"
     batch: int = 64
     save_flagged: bool = False
+    keep_attacks: bool = False
+    private: dict[str, Task] = field(default_factory=dict, repr=False)
     held: dict[str, Gallery] = field(default_factory=dict)
 
     @cached_property
@@ -51,9 +54,13 @@ class Bench:
         snapshots = self.snapshots(task)
         at = f"{task.parents.get('attack')}@{task.fields.get('budget', task.fields.get('start'))}"
         layers |= {f"{at}#{i}": partial(getattr, snapshot, "delta") for i, snapshot in enumerate(snapshots)}
-        model = replace(self.resident.wear(layers) if layers else self.base, precision=task.precision)
+        model = self.gated(self.resident.wear(layers) if layers else self.base, task)
         tokens = {word: vector for snapshot in snapshots for word, vector in snapshot.tokens.items()}
         return model.with_tokens(tokens) if tokens else model
+
+    def gated(self, model: Model, task: Task) -> Model:
+        """A model as a task may use it: at its precision, and behind the age filter's gate."""
+        return replace(model, precision=task.precision, gate=partial(gate, is_sexual=task.is_sexual))
 
     def lineage(self, task: Task) -> list[str]:
         """Keys of the defenses under a task, the first trained first: a composed one was trained on another."""

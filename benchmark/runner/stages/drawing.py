@@ -12,7 +12,9 @@ from torch import Tensor
 
 from benchmark.config.registry import find
 from benchmark.data.pictures import squares
+from benchmark.data.safety import is_refused
 from benchmark.diffusion import Model
+from benchmark.errors import PluginError
 from benchmark.mini.subjects import background_of
 from benchmark.mini.subjects import draw as draw_subject
 from benchmark.model.generate import Begin, generate
@@ -28,14 +30,19 @@ def draw(task: Task, bench: Bench, report: Report) -> Done:
     """Draw images with the defended, attacked or undefended model, or a subject by code; or read the user's own."""
     if task.plugin == "subject":
         return portray(task, report)
-    if task.plugin == "folder":
-        return photograph(task, bench, report)
-    gallery, cost = sampled(task, bench, report)
-    meta = {"cost": cost, "images": len(gallery.seeds), "flags": []}
+    gallery, cost = seen(task, bench, report)
+    wanted = len(task.pictures) or len(task.prompts) * task.fields["images"]
+    flags = ["age filter"] if len(gallery.seeds) < wanted else []
+    meta = {"cost": cost, "images": len(gallery.seeds), "flags": flags}
     if task.is_private and not bench.save_flagged:
         bench.hold(task.key, gallery)
         return lambda folder: None, {**meta, "withheld": True}
     return lambda folder: save_images(folder, gallery), meta
+
+
+def seen(task: Task, bench: Bench, report: Report) -> tuple[Gallery, dict[str, Any]]:
+    """The images that a model draws for a task, or the user's own, and what they cost."""
+    return (photographed if task.plugin == "folder" else sampled)(task, bench, report)
 
 
 def sampled(task: Task, bench: Bench, report: Report) -> tuple[Gallery, dict[str, Any]]:
@@ -44,14 +51,14 @@ def sampled(task: Task, bench: Bench, report: Report) -> tuple[Gallery, dict[str
     with measured(model) as cost:
         gallery = generate(
             model,
-            reduce(asked, (snapshot.prompts for snapshot in bench.snapshots(task)), list(task.prompts)),
+            permitted(task, reduce(asked, (s.prompts for s in bench.snapshots(task)), list(task.prompts))),
             images=f["images"],
             steps=f["steps"],
             guidance=f["guidance"],
             stream=f["stream"],
             batch=bench.batch,
             report=report,
-            begin=beginning(task, model, bench.base),
+            begin=beginning(task, model, bench.gated(bench.base, task)),
         )
     return gallery, cost
 
@@ -73,7 +80,7 @@ def portray(task: Task, report: Report) -> Done:
     return lambda folder: save_images(folder, gallery), {"cost": cost, "images": len(wanted), "flags": []}
 
 
-def photograph(task: Task, bench: Bench, report: Report) -> Done:
+def photographed(task: Task, bench: Bench, report: Report) -> tuple[Gallery, dict[str, Any]]:
     """The user's own images, cut to the size of what the model draws."""
     started, paths = time.monotonic(), [picture.path for picture in task.pictures]
     side = bench.base.latent_shape[-1] * 2 ** (len(bench.base.vae.config.block_out_channels) - 1)
@@ -86,8 +93,19 @@ def photograph(task: Task, bench: Bench, report: Report) -> Done:
         numbers=tuple(range(len(paths))),
         seeds=(0,) * len(paths),
     )
-    cost = {"seconds": round(time.monotonic() - started, 3)}
-    return lambda folder: save_images(folder, gallery), {"cost": cost, "images": len(paths), "flags": []}
+    return gallery, {"seconds": round(time.monotonic() - started, 3)}
+
+
+def permitted(task: Task, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts, as they are drawn, that the age filter permits; the images of the others are missing.
+
+    Raises:
+        PluginError: there is none.
+    """
+    kept = [prompt for prompt in prompts if not is_refused(prompt.text, is_sexual=task.is_sexual)]
+    if prompts and not kept:
+        raise PluginError("expected prompts that the age filter permits once they are put together, got none.")
+    return kept
 
 
 def asked(prompts: Sequence[Prompt], found: Sequence[str]) -> list[Prompt]:

@@ -1,8 +1,9 @@
 """The images that a task's parents made: from the store, from memory, or drawn again where they are not kept."""
 
-from benchmark.plan.task import Task, drawing
+from benchmark.errors import StoreError
+from benchmark.plan.task import Task
 from benchmark.runner.stages.bench import Bench
-from benchmark.runner.stages.drawing import sampled
+from benchmark.runner.stages.drawing import seen
 from benchmark.store.artifacts import Gallery, load_images
 from benchmark.types import Examples
 
@@ -15,12 +16,17 @@ def examples_of(task: Task, bench: Bench) -> dict[str, Examples]:
 
 
 def gallery_of(key: str, bench: Bench) -> Gallery:
-    """The images of a finished task."""
+    """The images of a finished task.
+
+    Raises:
+        StoreError: they were not kept, and this is no run that draws them.
+    """
     if key not in bench.held:
         meta = bench.store.meta(key)
         if not meta.get("withheld"):
             return load_images(bench.store.path(key))
-        found, _ = sampled(drawing(meta["identity_of"]), bench, lambda *, step, total, loss: None)
-        bench.hold(key, found)
+        if key not in bench.private:
+            raise StoreError(f"expected images of {key}, got none that were kept: only a run with them draws them.")
+        bench.hold(key, seen(bench.private[key], bench, lambda *, step, total, loss: None)[0])
     bench.held[key] = bench.held.pop(key)  # the last one asked for goes last
     return bench.held[key]

@@ -59,7 +59,7 @@ def attack(task: Task, bench: Bench, report: Report) -> Done:
     verb = method.finetune if method.changes == "weights" else method.search
     first, why = asdict(meter), ""
     with measured(model) as cost:
-        base = bench.base if method.uses_base else model
+        base = bench.gated(bench.base, task) if method.uses_base else model
         arguments = (model, base, task.concept, data)
         try:
             for snapshot in verb(*arguments, budgets=budgets, rng=generator(task), report=losses):
