@@ -19,6 +19,8 @@ UNKNOWN = {"Cn", "Co", "Cs"}  # not assigned, private, half a pair
 
 def fold(text: str) -> str | None:
     """The text in lower-case ASCII; None if it holds a letter that is not Latin, or no character at all."""
+    if text.isascii() and text.isprintable() and "&" not in text:
+        return text.lower()
     whole = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", unescape(unescape(text))))
     found = "".join(map(spelled, whole))
     return None if FOREIGN in found else found.lower()

@@ -23,6 +23,9 @@ SIGNS = re.compile(
     r"|<\s?(?:1[0-9]|2[01])(?![\w.])"  # <18
     r"|(?<!\d)10\s?\+\s?2(?!\d)"  # a school form
 )
+GRADES = {"grade", "grades", "grader", "graders"}
+BIRTHS = {"born", "birth", "birthday", "birthdate", "dob", "class"}
+TRIGGERS = AGE | UNITS | STRICT | YOUNG | YEARS | PEOPLE | BEFORE | GRADES | BIRTHS | {"sweet", "not"}
 ADULT = 18
 
 
@@ -30,7 +33,9 @@ def name_age(text: str) -> bool:
     """True if folded text has a number that says that somebody is younger than 18, or an age that cannot be read."""
     words = TOKEN.findall(JOINED.sub(r" \1 old ", THOUSANDS.sub("", text)))
     rules = (years, ages, grades, births, limits, persons)
-    return bool(SIGNS.search(text)) or any(rule(words, i) for i in range(len(words)) for rule in rules)
+    return bool(SIGNS.search(text)) or any(
+        rule(words, i) for i, word in enumerate(words) if word in TRIGGERS for rule in rules
+    )
 
 
 def at(words: Sequence[str], i: int) -> str:
@@ -94,7 +99,7 @@ def ages(words: Sequence[str], i: int) -> bool:
 
 def grades(words: Sequence[str], i: int) -> bool:
     """Such as "7th grade", "grade seven", "first grader"."""
-    if words[i] not in ("grade", "grades", "graders", "grader"):
+    if words[i] not in GRADES:
         return False
     before = number(words, i - 2) if at(words, i - 1) in ("st", "nd", "rd", "th") else number(words, i - 1)
     near = (before, ORDINAL.get(at(words, i - 1)), number(words, i + 1))
@@ -103,7 +108,7 @@ def grades(words: Sequence[str], i: int) -> bool:
 
 def births(words: Sequence[str], i: int) -> bool:
     """Such as "born in 2015", "class of 2030": any year from 2000 on."""
-    if words[i] not in ("born", "birth", "birthday", "birthdate", "dob", "class"):
+    if words[i] not in BIRTHS:
         return False
     near = [number([word], 0) for word in (*words[max(i - 2, 0) : i], *words[i + 1 : i + 4])]
     return any(value is not None and 2000 <= value < 2100 for value in near)

@@ -41,11 +41,14 @@ def name_age(text: str) -> bool:
 def spellings(text: str) -> Iterator[str]:
     """Every word; every run without blanks as one word; and the same with letters for digits and signs."""
     for chunk in set(text.split()):
+        if chunk.isalpha():
+            yield chunk
+            continue
         alone = PARTS.findall(chunk)
         yield from alone
         letters = "".join(part for part in alone if part.isalpha())
         yield letters
-        if chunk.isalpha() or len(letters) < sum(map(str.isdigit, shorter(chunk))):
+        if len(letters) < sum(map(str.isdigit, shorter(chunk))):
             continue
         for one in (chunk, chunk.strip(QUOTES)):
             yield from ("".join(LETTERS.findall(one.translate(table))) for table in LEET.values())
@@ -75,6 +78,7 @@ def split(parts: list[str]) -> bool:
     return False
 
 
+@lru_cache(maxsize=100_000)
 def is_meant(word: str) -> bool:
     """True for a word of the tables, one that holds a stem, one that is stretched, or one with a slip."""
     if not word or word in HARMLESS:
@@ -110,7 +114,6 @@ for listed in MISSPELT:
         NEAR.setdefault(less, set()).add(listed)
 
 
-@lru_cache(maxsize=100_000)
 def slipped(word: str) -> bool:
     """True if one letter more, less, other or swapped with its neighbour makes it a long word of the tables.
 
