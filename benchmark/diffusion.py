@@ -59,7 +59,7 @@ class Model:
     the losses and the updates stay float32. float16 does so only where no gradient is asked for: without scaling of
     the loss, small gradients would vanish in it.
 
-    Every text passes `gate` before it is tokenized, which raises for what may not be read: see `benchmark.safety`.
+    Every text passes `gate` before it is tokenized, which raises for what may not be read: see `benchmark.data.safety`.
     """
 
     unet: "UNet2DConditionModel"

@@ -24,7 +24,7 @@ from benchmark.errors import ConfigError, DataError, PluginError
 from benchmark.model import load
 from benchmark.runner import stages
 from benchmark.session import Session
-from benchmark.store import maintenance as upkeep
+from benchmark.store import maintenance
 from benchmark.store.artifacts import load_images
 from benchmark.store.maintenance import verify
 from benchmark.types import Snapshot
@@ -223,15 +223,15 @@ def test_gc_sweeps_the_attacks_of_a_killed_suite_whose_images_are_scored(tiny_fo
     job = left(tmp_path, tiny_folder)
     there = of_attacks(job.store.root)
 
-    assert sorted(upkeep.gc(job.store, dry=True)) == there
+    assert sorted(maintenance.gc(job.store, dry=True)) == there
     assert of_attacks(job.store.root) == there
-    assert sorted(upkeep.gc(job.store)) == there
+    assert sorted(maintenance.gc(job.store)) == there
 
     assert of_attacks(job.store.root) == []
     assert files(job.store.root, "losses.csv")
     assert list(verify(job.store)) == []
     assert prepare(tmp_path, tiny_folder, **SMALL).left == []
-    assert upkeep.gc(job.store) == []
+    assert maintenance.gc(job.store) == []
 
 
 def test_gc_leaves_attacks_whose_images_are_not_scored(tiny_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -248,7 +248,7 @@ def test_gc_leaves_attacks_whose_images_are_not_scored(tiny_folder: Path, tmp_pa
         compute(job)
     there = of_attacks(job.store.root)
 
-    upkeep.gc(job.store)
+    maintenance.gc(job.store)
 
     assert of_attacks(job.store.root) == there != []
 
@@ -257,7 +257,7 @@ def test_gc_leaves_attacks_that_were_to_be_kept(tiny_folder: Path, tmp_path: Pat
     job = left(tmp_path, tiny_folder, keep_attacks=True)
     there = of_attacks(job.store.root)
 
-    assert upkeep.gc(job.store) == []
+    assert maintenance.gc(job.store) == []
     assert of_attacks(job.store.root) == there
 
 
@@ -269,7 +269,7 @@ def test_gc_ends_a_sweep_that_was_cut_off(tiny_folder: Path, tmp_path: Path) -> 
     rest.parent.mkdir()
     rest.write_bytes(b"left")
 
-    assert upkeep.gc(job.store) == [f"{attack}/step-000001/delta.safetensors"]
+    assert maintenance.gc(job.store) == [f"{attack}/step-000001/delta.safetensors"]
     assert not rest.exists() and job.store.has(attack)
 
 
