@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmark.errors import StoreError
-from benchmark.store import MARKER, Store
+from benchmark.store import Store
+from benchmark.store.store import MARKER
 
 KEPT = ("losses.csv",)  # what stays of an attack whose files may go
 Markers = dict[str, dict[str, Any]]
