@@ -16,7 +16,8 @@ from benchmark.plan.task import Task
 from benchmark.store import Store
 from benchmark.store.artifacts import Gallery, save_scores
 from benchmark.store.files import describe
-from benchmark.store.store import MARKER, digest
+from benchmark.store.marker import digest
+from benchmark.store.store import MARKER
 from benchmark.types import Concept, Prompt, Split
 
 PROMPTS, IMAGES = 50, 4

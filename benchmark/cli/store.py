@@ -26,16 +26,28 @@ def store_ls(store: StoreAt = Path("store"), as_json: Json = False) -> None:
 
 
 @store_app.command("verify")
-def store_verify(store: StoreAt = Path("store"), as_json: Json = False) -> None:
-    """Read every file and compare it with what was recorded; exit code 1 if one differs."""
+def store_verify(
+    store: StoreAt = Path("store"),
+    repair: Annotated[bool, typer.Option("--repair", help="Remove what is spoilt: the next run computes it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Read every file and compare it with what was recorded; exit code 1 if one differs and is not repaired."""
     with refusing():
-        at = Store(store).existing()
-        found = list(maintenance.verify(at))
+        at, removed = Store(store).existing(), maintenance.Removed()
+        if repair:
+            found, removed = maintenance.repair(at)
+        else:
+            found = list(maintenance.verify(at))
+        count = len(list(at.results()))
     lines = [f"{problem.kind:10} {escape(problem.path)}: {escape(problem.text)}" for problem in found]
-    total = f"{len(list(at.results()))} results, {len(found)} problems"
-    tell([vars(problem) for problem in found], [*lines, total], as_json=as_json)
-    if any(problem.kind not in ("unfinished", "unknown") for problem in found):
-        err.print("the next run computes missing, truncated and altered results again; `titer store gc` removes them")
+    lines += [f"removed    {escape(key)}" for key in removed.gone]
+    tell([vars(problem) for problem in found], [*lines, f"{count} results, {len(found)} problems"], as_json=as_json)
+    refused(removed)
+    left = [problem for problem in found if problem.kind not in ("unfinished", "unknown")]
+    spoilt = [problem for problem in left if problem.kind in maintenance.SPOILT]
+    if spoilt and not repair:
+        err.print("`titer store verify --repair` removes what is spoilt; the next run computes it again")
+    if any(problem.key not in removed.gone for problem in left):
         raise typer.Exit(1)
 
 
@@ -58,6 +70,16 @@ def store_gc(
             for source in keep or []
         ]
         needed = {key for job in jobs for key in job.plan.tasks}
-        gone = maintenance.gc(Store(store), needed.__contains__ if keep else None, dry=dry_run)
+        removed = maintenance.gc(Store(store), needed.__contains__ if keep else None, dry=dry_run)
     said, total = ("would remove", "to remove") if dry_run else ("removed", "removed")
-    tell(gone, [*(f"{said} {escape(path)}" for path in gone), f"{len(gone)} {total}"], as_json=as_json)
+    lines = [*(f"{said} {escape(path)}" for path in removed.gone), f"{len(removed.gone)} {total}"]
+    tell(removed.gone, lines, as_json=as_json)
+    refused(removed)
+    if removed.stayed:
+        raise typer.Exit(1)
+
+
+def refused(removed: maintenance.Removed) -> None:
+    """Say what could not be removed."""
+    for path, reason in removed.stayed.items():
+        err.print(f"[red]stays[/] {escape(path)}: {escape(reason)}")

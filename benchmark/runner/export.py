@@ -49,10 +49,11 @@ def export(plan: Plan, bench: Bench, cell: Cell, folder: Path, *, attack_only: b
         attack_only: write what the attack learned, as files for the defended model, instead of a whole model.
 
     Raises:
-        FolderError: the folder is not empty.
+        FolderError: the folder is not empty, or is in the store.
         StoreError: the cell has not been computed.
         ConfigError: the attack alone was asked for, and learned neither adapters nor words nor prompts.
     """
+    bench.store.refuse(folder, "--to")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FolderError(f"expected an empty folder at {folder}, got files: choose another --to.")
     task = plan.tasks[cell.images["concept"]]

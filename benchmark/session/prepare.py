@@ -41,6 +41,7 @@ def prepare(
         raise DataError(f"{error} {objections(config.defenses, config.attacks)}.") from error
     plan = build(config, model.base, **given)
     found = Session(plan, Store(store), model.folder, out or Path("runs") / config.raw.name, source, model.revision)
+    found.store.refuse(found.out)
     if claim:
         found.store.open()
         claim_folder(found.out, identity(plan))

@@ -178,6 +178,8 @@ def merge(jobs: Sequence[Session], out: Path) -> Board:
 
     Raises:
         ConfigError: the runs are not comparable.
-        FolderError: the folder holds something else.
+        FolderError: the folder holds something else, or is in the store.
     """
+    for job in jobs:
+        job.store.refuse(out)
     return publish.merge([job.ran for job in jobs], out)

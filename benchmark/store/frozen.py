@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmark.errors import StoreError
 from benchmark.store import Store
-from benchmark.store.store import digest
+from benchmark.store.marker import digest
 
 
 class FrozenStore(Store):

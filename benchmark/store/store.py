@@ -5,8 +5,8 @@
     <store>/<kind>/<plugin-params-sha>.lock   while a process computes it
 
 Nothing is ever unpickled. A folder without its marker is unfinished work of a killed run and is replaced, and so is
-a result with a file that is missing, truncated or altered. `has` compares sizes and times, and reads a file only
-when these differ; `upkeep.verify` reads all.
+a result with a file that is missing, truncated or altered, and one under the name of another. `has` compares sizes
+and times, reads small files once, and a large one when its time differs; `maintenance.verify` reads all.
 
 Locks are `flock`: the system releases them when their owner dies. On NFS they hold between hosts only where the
 mount supports them (Linux 2.6.12 or newer, without `local_lock`); where they do not exist two runs may compute a
@@ -14,12 +14,11 @@ result twice, but the first to finish stays: results are moved in place whole.
 """
 
 import fcntl
-import hashlib
 import json
 import logging
 import os
-import shutil
 import socket
+import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -30,12 +29,14 @@ from safetensors import SafetensorError
 
 from benchmark.errors import FolderError, StoreError
 from benchmark.plan.gc_pause import uncollected
-from benchmark.store.files import contents, describe, empty, flock, sha256, sync, write_whole
+from benchmark.store import names
+from benchmark.store.files import contents, describe, discard, empty, flock, sha256, sync, write_whole
+from benchmark.store.marker import FILES, digest, is_identity_of, is_of, is_sealed, recorded
 
 MARKER = "done.json"
 OWNER = "titer-store.json"
-TEMPORARY = "tmp"
-SEAL, FILES = b', "sha256": "', b'"files": '
+SMALL = 2**16  # bytes of a file that is read before it is believed: scores, losses, prompts
+AGAIN = "the next run computes it again"
 DECODER = json.JSONDecoder()
 
 log = logging.getLogger(__name__)
@@ -63,10 +64,14 @@ class Store:
                 )
             try:
                 self.root.mkdir(parents=True, exist_ok=True)
-                write_whole(owner, json.dumps({"schema": 1}))
+                self.own()
             except OSError as error:
                 raise unwritable(self.root, error) from error
         return self
+
+    def own(self) -> None:
+        """Mark the folder as a store."""
+        write_whole(self.root / OWNER, json.dumps({"schema": 1}))
 
     def existing(self) -> "Store":
         """This store, which must be there.
@@ -78,9 +83,21 @@ class Store:
             raise FolderError(f"expected a titer store at {self.root}, got none: choose another with --store.")
         return self
 
+    def refuse(self, folder: Path, option: str = "--out") -> None:
+        """Refuse a folder for something else that lies in this store.
+
+        Raises:
+            FolderError: it does.
+        """
+        root, asked = self.root.resolve(), folder.resolve()
+        if asked == root or root in asked.parents:
+            raise FolderError(
+                f"expected a folder outside of the store {self.root}, got {folder}: choose another {option}."
+            )
+
     @contextmanager
     def using(self) -> Iterator[None]:
-        """Hold the store for a run, so that `upkeep.gc` leaves it alone; any number of runs may.
+        """Hold the store for a run, so that `maintenance.gc` leaves it alone; any number of runs may.
 
         Raises:
             FolderError: the store cannot be written, or `gc` works on it.
@@ -145,7 +162,7 @@ class Store:
         return self.root / key
 
     def has(self, key: str) -> bool:
-        """True when the result is finished and its files have the recorded sizes and, if touched since, contents."""
+        """True when the result is finished, is of this key, and its files are as recorded, see `intact`."""
         try:
             return self.whole(key, self.files(key))
         except StoreError:
@@ -173,20 +190,23 @@ class Store:
             return {key for key in self.among(keys) if self.has(key)}
 
     def intact(self, file: str, facts: Mapping[str, Any]) -> bool:
-        """True when a file is as recorded. It is read only if its time is not the recorded one, and once."""
+        """True when a file is as recorded. It is read if it is small or its time is not the recorded one, and once.
+
+        Bits that rot leave the time as it was: a large file with such is found by `maintenance.verify`.
+        """
         try:
             found = os.stat(file)  # noqa: PTH116  # a path object costs more than the call, and this is called often
-            if found.st_size != facts["size"]:
+            if found.st_size != facts["size"] or not stat.S_ISREG(found.st_mode):
                 return False
-            if found.st_mtime_ns == facts["mtime_ns"]:
+            if found.st_size > SMALL and found.st_mtime_ns == facts["mtime_ns"]:
                 return True
             size, time, known = self.read.get(file, (-1, -1, ""))
             if (size, time) != (found.st_size, found.st_mtime_ns):
-                known = sha256(Path(file))
+                known = sha256(file, found.st_size)
                 self.read[file] = (found.st_size, found.st_mtime_ns, known)
-        except OSError:
+            return bool(known == facts["sha256"])
+        except (OSError, KeyError, TypeError, ValueError):  # facts that no run wrote
             return False
-        return bool(known == facts["sha256"])
 
     def meta(self, key: str) -> dict[str, Any]:
         """What was written beside the result when it was finished.
@@ -206,11 +226,12 @@ class Store:
             content = contents(f"{self.root}/{key}/{MARKER}")
         except OSError:
             content = b""
-        if is_sealed(content) and content.count(FILES) == 1:
+        if is_sealed(content) and content.count(FILES) == 1 and is_of(content, key):
             text = content[content.index(FILES) + len(FILES) :].decode()
-            found: Mapping[str, Any] = DECODER.raw_decode(text)[0]
-            return found
-        return dict(self.marker(key).get("files", {}))
+            with suppress(ValueError, RecursionError):
+                found: Mapping[str, Any] = DECODER.raw_decode(text)[0]
+                return found
+        return self.marker(key).get("files") or {}
 
     def marker(self, key: str) -> dict[str, Any]:
         """The completion marker: the meta, `files`, and `sha256` of both; older stores have only the meta.
@@ -220,15 +241,19 @@ class Store:
         """
         path = self.path(key) / MARKER
         try:
-            content = path.read_bytes()
+            content = contents(str(path))
             found = json.loads(content)
             good = isinstance(found, dict) and (is_sealed(content) or found.get("sha256", "") == recorded(found))
+            good = good and isinstance(found.get("files", {}), dict)
+            own = good and is_identity_of(found, key)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise StoreError(f"expected a finished result {key} in {self.root}, found none: run it again.") from error
-        except (ValueError, OSError) as error:
-            raise StoreError(f"expected JSON in {path}, got {error}: delete that folder and run again.") from error
+        except (ValueError, OSError, RecursionError) as error:
+            raise StoreError(f"expected JSON in {path}, got {error}: {AGAIN}.") from error
         if not good:
-            raise StoreError(f"expected {path} as it was written, got another content: run again.")
+            raise StoreError(f"expected {path} as it was written, got another content: {AGAIN}.")
+        if not own:
+            raise StoreError(f"expected the result {key} in its folder, got that of another key: {AGAIN}.")
         marker: dict[str, Any] = found
         return marker
 
@@ -246,9 +271,11 @@ class Store:
                 sync(file)
             marker = json.loads(json.dumps({**meta, "files": describe(temporary)}))
             final.parent.mkdir(parents=True, exist_ok=True)
-            if final.exists() and not self.has(key):
+            if not (self.root / OWNER).exists():  # somebody has deleted the store meanwhile
+                self.own()
+            if os.path.lexists(final) and not self.has(key):
                 final.rename(old)
-            if not final.exists():
+            if not os.path.lexists(final):
                 temporary.rename(final)
                 write_whole(final / MARKER, json.dumps(marker | {"sha256": digest(marker)}, sort_keys=True))
         except (OSError, SafetensorError) as error:
@@ -258,8 +285,9 @@ class Store:
                 f"expected to write {key} to {self.root}, got {error}: free some space or choose another --store."
             ) from error
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+            for left in (temporary, old):
+                with suppress(OSError):
+                    discard(left)
 
     def shrink(self, key: str, kept: Iterable[str], **more: Any) -> None:
         """Delete the files of a result but those of these names, and note `more` in its marker. It stays finished.
@@ -276,7 +304,7 @@ class Store:
             if digest(marker) != seal:
                 write_whole(folder / MARKER, json.dumps(marker | {"sha256": digest(marker)}, sort_keys=True))
             for path in sorted(folder.rglob("*"), reverse=True):  # what lies in a folder before the folder
-                if path.is_dir():
+                if path.is_dir() and not path.is_symlink():
                     path.rmdir()
                 elif str(path.relative_to(folder)) not in {*files, MARKER}:
                     path.unlink()
@@ -285,22 +313,26 @@ class Store:
 
     def aside(self) -> Path:
         """A new name for a folder that is no result yet, or no more."""
-        return self.root / TEMPORARY / uuid.uuid4().hex
+        return self.root / names.TEMPORARY / uuid.uuid4().hex
 
     def results(self) -> Iterator[str]:
         """The keys of all results with a marker."""
-        for marker in sorted(self.root.glob(f"*/*/{MARKER}")):
-            if marker.parent.parent.name != TEMPORARY:
-                yield str(marker.parent.relative_to(self.root))
+        for folder in names.results(self.root, through_links=True):
+            if os.path.lexists(folder / MARKER):
+                yield str(folder.relative_to(self.root))
 
     def remove(self, path: Path) -> None:
-        """Remove a folder or file, a folder's marker first."""
+        """Remove a folder or file of the store, a folder's marker first. Of a link, the link goes alone.
+
+        Raises:
+            StoreError: it cannot be removed, or lies behind a link.
+        """
+        if any(folder.is_symlink() for folder in path.parents if self.root in folder.parents):
+            raise StoreError(f"expected {path} in the store, got one behind a link: remove it yourself.")
         try:
-            if path.is_dir():
+            if not path.is_symlink() and path.is_dir() and not (path / MARKER).is_dir():
                 (path / MARKER).unlink(missing_ok=True)
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            discard(path)
         except OSError as error:
             raise StoreError(f"expected to remove {path}, got {error}: check its permissions.") from error
 
@@ -311,25 +343,3 @@ def unwritable(root: Path, error: OSError) -> FolderError:
     return FolderError(
         f"expected a store that can be written at {root}, got {why}: choose another --store, or make room or rights."
     )
-
-
-def is_sealed(content: bytes) -> bool:
-    """True for a marker that is, byte for byte, as `put` wrote it; another may still hold the same."""
-    start = content.rfind(SEAL)
-    end = start + len(SEAL) + 65  # 64 hex digits and a quotation mark
-    if start < 0 or content[end - 1 : end] != b'"':
-        return False
-    rest = hashlib.sha256(content[:start])
-    rest.update(content[end:])
-    return rest.hexdigest().encode() == content[start + len(SEAL) : end - 1]
-
-
-def recorded(marker: Mapping[str, Any]) -> str:
-    """The hash that a marker must hold; one of an older version holds none."""
-    return digest(marker) if "files" in marker else ""
-
-
-def digest(marker: Mapping[str, Any]) -> str:
-    """The hash of a marker's content, less that hash."""
-    text = json.dumps({name: value for name, value in marker.items() if name != "sha256"}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()

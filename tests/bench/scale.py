@@ -14,7 +14,8 @@ from benchmark.plan import Plan, build
 from benchmark.session import Session
 from benchmark.store import Store
 from benchmark.store.files import describe
-from benchmark.store.store import MARKER, digest
+from benchmark.store.marker import digest
+from benchmark.store.store import MARKER
 from benchmark.types import Concept
 from leaderboards.board import build as build_board
 from tests import large

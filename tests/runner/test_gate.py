@@ -223,15 +223,15 @@ def test_gc_sweeps_the_attacks_of_a_killed_suite_whose_images_are_scored(tiny_fo
     job = left(tmp_path, tiny_folder)
     there = of_attacks(job.store.root)
 
-    assert sorted(maintenance.gc(job.store, dry=True)) == there
+    assert sorted(maintenance.gc(job.store, dry=True).gone) == there
     assert of_attacks(job.store.root) == there
-    assert sorted(maintenance.gc(job.store)) == there
+    assert sorted(maintenance.gc(job.store).gone) == there
 
     assert of_attacks(job.store.root) == []
     assert files(job.store.root, "losses.csv")
     assert list(verify(job.store)) == []
     assert prepare(tmp_path, tiny_folder, **SMALL).left == []
-    assert maintenance.gc(job.store) == []
+    assert maintenance.gc(job.store).gone == []
 
 
 def test_gc_leaves_attacks_whose_images_are_not_scored(tiny_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -257,7 +257,7 @@ def test_gc_leaves_attacks_that_were_to_be_kept(tiny_folder: Path, tmp_path: Pat
     job = left(tmp_path, tiny_folder, keep_attacks=True)
     there = of_attacks(job.store.root)
 
-    assert maintenance.gc(job.store) == []
+    assert maintenance.gc(job.store).gone == []
     assert of_attacks(job.store.root) == there
 
 
@@ -269,7 +269,7 @@ def test_gc_ends_a_sweep_that_was_cut_off(tiny_folder: Path, tmp_path: Path) -> 
     rest.parent.mkdir()
     rest.write_bytes(b"left")
 
-    assert maintenance.gc(job.store) == [f"{attack}/step-000001/delta.safetensors"]
+    assert maintenance.gc(job.store).gone == [f"{attack}/step-000001/delta.safetensors"]
     assert not rest.exists() and job.store.has(attack)
 
 

@@ -20,7 +20,8 @@ from benchmark.plan import Plan
 from benchmark.runner import rescore, stages
 from benchmark.store import Store
 from benchmark.store.artifacts import load_images
-from benchmark.store.store import MARKER, digest
+from benchmark.store.marker import digest
+from benchmark.store.store import MARKER
 from metrics.presence import Presence
 from tests.runs import tiny_config, write_config
 

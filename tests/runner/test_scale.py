@@ -122,12 +122,25 @@ def text(content: str) -> Callable[[Path], None]:
     return write
 
 
+def identity(seed: int) -> dict[str, Any]:
+    """What a key is the hash of."""
+    return {"parents": {"images": "x"}, "prompts": ["many, or few"], "seed": seed, "version": 1}
+
+
+def key_of(seed: int) -> str:
+    """The key of an identity."""
+    return f"score/x-{hashlib.sha256(tasks.canonical(identity(seed)).encode()).hexdigest()[:32]}"
+
+
+KEYS = {name: key_of(seed) for seed, name in enumerate("abcd")}
+
+
 @pytest.fixture
 def filled(tmp_path: Path) -> Store:
     store = Store(tmp_path / "store").open()
-    for name in "abc":
-        meta = {"cost": {"seconds": 1.0}, "identity_of": {"prompts": ["many"]}, "label": name}
-        store.put(f"score/{name}", text("x"), meta)
+    for seed, name in enumerate("abc"):
+        meta = {"cost": {"seconds": 1.0}, "identity_of": identity(seed), "label": name}
+        store.put(KEYS[name], text("x"), meta)
     return store
 
 
@@ -135,16 +148,16 @@ def test_what_is_not_in_the_store_is_not_looked_for(filled: Store, monkeypatch: 
     asked, real = list[str](), Store.has
     monkeypatch.setattr(Store, "has", lambda self, key: bool(asked.append(key)) or real(self, key))
 
-    found = filled.finished([*(f"score/{i}" for i in range(1000)), "attack/a", "score/b"])
+    found = filled.finished([*(f"score/{i}" for i in range(1000)), "attack/a", KEYS["b"]])
 
-    assert found == {"score/b"}
-    assert asked == ["score/b"]
+    assert found == {KEYS["b"]}
+    assert asked == [KEYS["b"]]
 
 
 def test_a_marker_as_it_was_written_is_not_parsed_for_its_files(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stores.json, "loads", None)
 
-    assert filled.has("score/a")
+    assert filled.has(KEYS["a"])
 
 
 @pytest.mark.parametrize(
@@ -158,55 +171,55 @@ def test_a_marker_as_it_was_written_is_not_parsed_for_its_files(filled: Store, m
     ],
 )
 def test_an_altered_marker_is_no_result(filled: Store, damage: Any) -> None:
-    marker = filled.path("score/a") / MARKER
+    marker = filled.path(KEYS["a"]) / MARKER
     assert damage(marker.read_text()) != marker.read_text()
     marker.write_text(damage(marker.read_text()))
 
-    assert not filled.has("score/a")
-    assert filled.finished(["score/a", "score/b"]) == {"score/b"}
-    assert not FrozenStore(filled, ["score/a"]).has("score/a")
+    assert not filled.has(KEYS["a"])
+    assert filled.finished([KEYS["a"], KEYS["b"]]) == {KEYS["b"]}
+    assert not FrozenStore(filled, [KEYS["a"]]).has(KEYS["a"])
 
 
 def test_a_marker_in_another_layout_is_still_read(filled: Store) -> None:
     """The same content, written by hand: the hash is over the content."""
-    marker = filled.path("score/a") / MARKER
+    marker = filled.path(KEYS["a"]) / MARKER
     marker.write_text(json.dumps(json.loads(marker.read_text()), indent=2))
 
-    assert filled.has("score/a")
-    assert filled.meta("score/a")["label"] == "a"
+    assert filled.has(KEYS["a"])
+    assert filled.meta(KEYS["a"])["label"] == "a"
 
 
 def test_the_word_files_in_a_label_is_no_list_of_files(filled: Store) -> None:
     meta = {"label": '"files": {"x.txt": {"size": 0}}', "notes": {"files": {"y.txt": {"size": 5}}}}
-    filled.put("score/d", text("x"), meta)
+    filled.put(KEYS["d"], text("x"), meta)
 
-    assert filled.has("score/d")
-    (filled.path("score/d") / "x.txt").write_text("longer")
-    assert not filled.has("score/d")
+    assert filled.has(KEYS["d"])
+    (filled.path(KEYS["d"]) / "x.txt").write_text("longer")
+    assert not filled.has(KEYS["d"])
 
 
 def test_what_was_seen_is_read_once_and_stays(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads, real = list[Path](), Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda self: reads.append(self) or real(self))  # type: ignore[func-returns-value]
-    seen = FrozenStore(filled, ["score/a", "score/b", "score/none"])
-    shutil.rmtree(filled.path("score/a"))
+    reads, real = list[str](), stores.contents
+    monkeypatch.setattr(stores, "contents", lambda file: reads.append(file) or real(file))  # type: ignore[func-returns-value]
+    seen = FrozenStore(filled, [KEYS["a"], KEYS["b"], "score/none"])
+    shutil.rmtree(filled.path(KEYS["a"]))
 
     for _ in range(3):
-        assert [seen.has(f"score/{name}") for name in ("a", "b", "c", "none")] == [True, True, False, False]
-        assert seen.meta("score/a") == {"cost": {"seconds": 1.0}, "label": "a"}
+        assert [seen.has(key) for key in (*map(KEYS.__getitem__, "abc"), "score/none")] == [True, True, False, False]
+        assert seen.meta(KEYS["a"]) == {"cost": {"seconds": 1.0}, "label": "a"}
     assert len(reads) == 2
     with pytest.raises(StoreError, match="expected a finished result"):
         seen.meta("score/none")
 
 
 def test_the_state_of_results_changes_with_each_of_them(filled: Store) -> None:
-    keys = ["score/a", "score/b"]
+    keys = [KEYS["a"], KEYS["b"]]
     before = FrozenStore(filled, keys).state
     assert FrozenStore(filled, keys).state == before == FrozenStore(filled, keys[::-1]).state
 
-    shutil.rmtree(filled.path("score/b"))
+    shutil.rmtree(filled.path(KEYS["b"]))
     fewer = FrozenStore(filled, keys).state
-    filled.put("score/b", text("y"), {"label": "b"})
+    filled.put(KEYS["b"], text("y"), {"label": "b"})
 
     assert len({before, fewer, FrozenStore(filled, keys).state}) == 3
 
@@ -379,12 +392,12 @@ def test_a_run_from_python_gets_the_same_leaderboard_again(run: list[object], mo
 
 def test_tables_read_each_marker_once(run: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     job = prepared(run)
-    reads, real = list[Path](), Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda self: reads.append(self) or real(self))  # type: ignore[func-returns-value]
+    reads, real = list[str](), stores.contents
+    monkeypatch.setattr(stores, "contents", lambda file: reads.append(file) or real(file))  # type: ignore[func-returns-value]
 
     job.publish()
 
-    markers = [path for path in reads if path.name == MARKER]
+    markers = [path for path in reads if path.endswith(MARKER)]
     assert len(markers) == len(set(markers)) == len(job.plan.tasks)
 
 

@@ -2,8 +2,10 @@
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,14 @@ from typer.testing import CliRunner
 
 from benchmark.cli import app
 from benchmark.errors import FolderError, StoreError
+from benchmark.plan.task import canonical
 from benchmark.store import Store
+from benchmark.store import marker as markers
 from benchmark.store import store as stores
-from benchmark.store.maintenance import gc, verify
+from benchmark.store.maintenance import gc, repair, verify
 from benchmark.store.store import MARKER
 
-KEY = "score/x-abc"
+KEY, OTHER, LARGE = f"score/x-{'ab' * 16}", f"attack/y-{'cd' * 16}", f"defend/z-{'ef' * 16}"
 
 
 def write(folder: Path) -> None:
@@ -101,7 +105,7 @@ def filled(store: Store) -> Store:
         (folder / "step-1" / "more.bin").write_bytes(bytes(1000))
 
     store.put(KEY, write, {"label": "x", "cost": {"seconds": 2.5}})
-    store.put("attack/y-def", deep, {"label": "y", "cost": {}})
+    store.put(OTHER, deep, {"label": "y", "cost": {}})
     return store
 
 
@@ -112,14 +116,14 @@ def replace(file: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("path", "damage", "kind"),
     [
-        ("score/x-abc/data.txt", lambda file: replace(file, b"fir"), "truncated"),
-        ("score/x-abc/data.txt", lambda file: replace(file, b"First"), "altered"),
-        ("score/x-abc/data.txt", lambda file: replace(file, b"first!"), "altered"),
-        ("score/x-abc/data.txt", Path.unlink, "missing"),
-        ("attack/y-def/step-1/more.bin", lambda file: replace(file, bytes(999) + b"1"), "altered"),
-        ("attack/y-def/done.json", lambda file: replace(file, file.read_bytes().replace(b"y", b"z")), "damaged"),
-        ("attack/y-def/done.json", lambda file: replace(file, b"{"), "damaged"),
-        ("attack/y-def/done.json", lambda file: replace(file, b"\xff"), "damaged"),
+        (f"{KEY}/data.txt", lambda file: replace(file, b"fir"), "truncated"),
+        (f"{KEY}/data.txt", lambda file: replace(file, b"First"), "altered"),
+        (f"{KEY}/data.txt", lambda file: replace(file, b"first!"), "altered"),
+        (f"{KEY}/data.txt", Path.unlink, "missing"),
+        (f"{OTHER}/step-1/more.bin", lambda file: replace(file, bytes(999) + b"1"), "altered"),
+        (f"{OTHER}/done.json", lambda file: replace(file, file.read_bytes().replace(b"y", b"z")), "damaged"),
+        (f"{OTHER}/done.json", lambda file: replace(file, b"{"), "damaged"),
+        (f"{OTHER}/done.json", lambda file: replace(file, b"\xff"), "damaged"),
     ],
 )
 def test_a_damaged_file_is_found_and_its_result_is_gone(filled: Store, path: str, damage: Any, kind: str) -> None:
@@ -128,7 +132,7 @@ def test_a_damaged_file_is_found_and_its_result_is_gone(filled: Store, path: str
 
     assert [(problem.path, problem.kind) for problem in verify(filled)] == [(path, kind)]
     key = "/".join(path.split("/")[:2])
-    assert [filled.has(other) for other in (key, KEY, "attack/y-def")].count(True) == 1
+    assert [filled.has(other) for other in (key, KEY, OTHER)].count(True) == 1
     assert not filled.has(key)
 
 
@@ -151,19 +155,93 @@ def test_verify_finds_an_alteration_that_hides_its_time(filled: Store) -> None:
     assert [problem.kind for problem in verify(filled)] == ["altered"]
 
 
-def test_a_touched_or_copied_result_is_read_once_and_still_there(filled: Store, monkeypatch: Any) -> None:
-    os.utime(filled.path(KEY) / "data.txt", (1, 1))
+@pytest.fixture
+def large(filled: Store) -> Path:
+    """The large file of a third result."""
+    filled.put(LARGE, lambda folder: replace(folder / "weights.bin", bytes(stores.SMALL + 1)), {})
+    return filled.path(LARGE) / "weights.bin"
+
+
+def test_a_touched_or_copied_result_is_read_once_and_still_there(filled: Store, large: Path, monkeypatch: Any) -> None:
+    os.utime(large, (1, 1))
+    assert filled.has(LARGE)
+    monkeypatch.setattr(stores, "sha256", None)
+
+    assert filled.has(LARGE)
+
+
+def test_a_good_large_result_is_not_read_and_a_small_one_once(filled: Store, large: Path, monkeypatch: Any) -> None:
     assert filled.has(KEY)
     monkeypatch.setattr(stores, "sha256", None)
 
+    assert filled.has(LARGE)
     assert filled.has(KEY)
 
 
-def test_a_good_result_is_not_read(filled: Store, monkeypatch: Any) -> None:
-    monkeypatch.setattr(stores, "sha256", None)
+def hide(file: Path) -> None:
+    """Change one bit, as a disk does: size and time stay."""
+    before, content = file.stat(), bytearray(file.read_bytes())
+    content[0] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
-    assert filled.has(KEY)
-    assert filled.has("attack/y-def")
+
+def test_rotten_bits_of_a_small_file_are_found_by_every_run(filled: Store) -> None:
+    hide(filled.path(KEY) / "data.txt")
+
+    assert not Store(filled.root).has(KEY)
+    assert Store(filled.root).finished([KEY, OTHER]) == {OTHER}
+
+
+def test_repair_removes_what_gc_cannot_know_and_the_next_run_computes_it(filled: Store, large: Path) -> None:
+    hide(large)
+    assert gc(filled).gone == []
+    assert titer("verify", "--store", filled.root).exit_code == 1
+
+    repaired = titer("verify", "--repair", "--store", filled.root, "--json")
+
+    assert repaired.exit_code == 0
+    assert [row["path"] for row in json.loads(repaired.stdout)] == [f"{LARGE}/weights.bin"]
+    assert not large.parent.exists()
+    assert not list(verify(filled))
+    assert list(filled.results()) == [OTHER, KEY]
+
+
+def identified(number: int) -> tuple[str, dict[str, Any]]:
+    """A key and the identity that it is the hash of, with all that JSON can hold."""
+    texts = ['a "quoted" word', "comma, colon: brace} [", "é\\"] if number % 2 else ["plain, text: here"]
+    identity = {"base": "b", "concept": [1, None, [["x", "y"]]], "fields": {"lr": 1e-05, "on": True}, "kind": "score"}
+    identity |= {"parents": {"images": KEY}, "plugin": "x", "prompts": texts, "schema": 1, "seed": number, "version": 2}
+    return f"score/x-{hashlib.sha256(canonical(identity).encode()).hexdigest()[:32]}", identity
+
+
+def test_two_results_that_changed_places_are_no_results(store: Store) -> None:
+    """Each is whole, but the key that its identity has is the other's."""
+    (one, first), (two, second) = identified(1), identified(2)
+    store.put(one, write, {"identity_of": first})
+    store.put(two, write, {"identity_of": second})
+    assert store.finished([one, two]) == {one, two}
+
+    store.path(one).rename(store.root / "aside")
+    store.path(two).rename(store.path(one))
+    (store.root / "aside").rename(store.path(two))
+
+    assert store.finished([one, two]) == set()
+    with pytest.raises(StoreError, match="got that of another key"):
+        store.meta(one)
+    assert {(problem.key, problem.kind) for problem in verify(store)} == {(one, "damaged"), (two, "damaged")}
+    store.put(one, write, {"identity_of": first})
+    assert store.has(one)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_whose_a_marker_is_is_told_from_its_text_where_that_is_certain(number: int) -> None:
+    key, identity = identified(number)
+    text = json.dumps({"files": {}, "identity_of": identity, "label": "x"}, sort_keys=True).encode()
+
+    assert markers.is_identity_of(json.loads(text), key)
+    assert markers.is_of(text, key) == (number == 0)  # a quotation mark in a string is left to the parser
+    assert not markers.is_of(text.replace(b"1e-05", b"2e-05"), key)
 
 
 def test_a_result_of_an_older_version_counts_and_verify_says_what_it_cannot_know(store: Store) -> None:
@@ -185,21 +263,22 @@ def test_a_file_that_no_run_wrote_is_named(filled: Store) -> None:
 
 def litter(store: Store) -> set[str]:
     """What killed runs leave."""
-    (store.root / "tmp" / "0123").mkdir(parents=True)
-    (store.root / "score" / "half").mkdir()
-    store.beside("score/z").touch()
-    return {"tmp/0123", "score/half", "score/z.lock"}
+    digits = "0123" * 8
+    (store.root / "tmp" / digits).mkdir(parents=True)
+    (store.root / f"score/half-{digits}").mkdir()
+    store.beside(f"score/z-{digits}").touch()
+    return {f"tmp/{digits}", f"score/half-{digits}", f"score/z-{digits}.lock"}
 
 
 def test_gc_removes_leftovers_and_keeps_results(filled: Store) -> None:
     left = litter(filled)
 
-    assert set(gc(filled, dry=True)) == left
+    assert set(gc(filled, dry=True).gone) == left
     assert all((filled.root / path).exists() for path in left)
-    assert set(gc(filled)) == left
-    assert list(filled.results()) == ["attack/y-def", KEY]
+    assert set(gc(filled).gone) == left
+    assert list(filled.results()) == [OTHER, KEY]
     assert not list(verify(filled))
-    assert gc(filled, keep=lambda key: key == KEY) == ["attack/y-def"]
+    assert gc(filled, keep=lambda key: key == KEY).gone == [OTHER]
     assert list(filled.results()) == [KEY]
 
 
@@ -259,7 +338,7 @@ def test_the_commands_list_verify_and_clean(filled: Store) -> None:
     at = ["--store", filled.root]
     rows = json.loads(titer("ls", *at, "--json").stdout)
     assert [(row["key"], row["ok"], row["label"], row["seconds"]) for row in rows] == [
-        ("attack/y-def", True, "y", None),
+        (OTHER, True, "y", None),
         (KEY, True, "x", 2.5),
     ]
     assert titer("ls", *at).stdout.splitlines()[-1].startswith("2 results")
@@ -283,7 +362,7 @@ def test_gc_keeps_what_a_config_needs(filled: Store) -> None:
     """Nothing here is of the preset, so all of it would go."""
     gone = titer("gc", "--store", filled.root, "--keep", "smoke", "--dry-run", "--json")
 
-    assert set(json.loads(gone.stdout)) == {KEY, "attack/y-def"}
+    assert set(json.loads(gone.stdout)) == {KEY, OTHER}
 
 
 @pytest.mark.parametrize("what", ["ls", "verify", "gc"])
@@ -294,3 +373,173 @@ def test_no_store_is_one_line_and_2(tmp_path: Path, what: str) -> None:
     assert "expected a titer store" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "none").exists()
+
+
+# Links, foreign names, and what cannot be read
+
+
+@pytest.fixture
+def precious(tmp_path: Path) -> Path:
+    """A folder of the user's outside of the store, with a file that has a marker's name."""
+    for name in ("photos/2020", "thesis/ch1"):
+        (tmp_path / "precious" / name).mkdir(parents=True)
+        (tmp_path / "precious" / name / "f.txt").write_text("mine")
+    (tmp_path / "precious" / MARKER).write_text("mine")
+    (tmp_path / "precious" / "thesis" / MARKER).write_text("mine")
+    return tmp_path / "precious"
+
+
+def everything(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("at", ["linked", "tmp", "embed", f"score/link-{'01' * 16}", f"tmp/{'01' * 16}"])
+def test_gc_and_repair_follow_no_link(filled: Store, precious: Path, at: str) -> None:
+    """A link under a name of ours goes itself; what is behind any link stays; other garbage goes all the same."""
+    before, place = everything(precious), filled.root / at
+    if place.exists():
+        place.rmdir()
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(precious)
+    (filled.path(KEY) / MARKER).unlink()
+
+    removed = gc(filled)
+    repair(filled)
+
+    assert everything(precious) == before
+    assert not removed.stayed
+    assert set(removed.gone) == {KEY, *([at] if "/" in at else [])}
+    assert place.is_symlink() == ("/" not in at)
+
+
+def test_gc_leaves_what_has_no_name_of_ours(filled: Store) -> None:
+    for name in ("notes/2024", "myrun/report", "score/mine", "tmp/mine"):
+        (filled.root / name).mkdir(parents=True)
+    (filled.root / "notes" / "a.lock").write_text("mine")
+    (filled.root / "score" / "b.lock").write_text("mine")
+    before = everything(filled.root)
+
+    assert gc(filled).gone == []
+    assert everything(filled.root) == before
+    assert not list(verify(filled))
+
+
+def test_one_path_that_cannot_be_removed_does_not_stop_the_rest(filled: Store, monkeypatch: Any) -> None:
+    left, real = litter(filled), Path.unlink
+    (filled.path(KEY) / MARKER).write_text("{")
+    stuck = next(path for path in left if path.endswith(".lock"))
+
+    def refusing(self: Path, missing_ok: bool = False) -> None:
+        if self == filled.root / stuck:
+            raise PermissionError(13, "Permission denied", str(self))
+        real(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refusing)
+    result = titer("gc", "--store", filled.root, "--json")
+
+    assert result.exit_code == 1
+    assert set(json.loads(result.stdout)) == {*left, KEY} - {stuck}
+    assert "Permission denied" in result.stderr
+
+
+def deep(file: Path) -> None:
+    file.unlink()
+    file.write_text("[" * 200_000)
+
+
+def fifo(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+@pytest.mark.parametrize("damage", [deep, fifo, folder])
+def test_a_damaged_marker_is_no_result_and_every_command_can_go_on(filled: Store, damage: Any) -> None:
+    damage(filled.path(KEY) / MARKER)
+
+    assert not filled.has(KEY)
+    assert [(problem.path, problem.kind) for problem in verify(filled)] == [(f"{KEY}/{MARKER}", "damaged")]
+    assert titer("ls", "--store", filled.root).exit_code == 0
+    filled.put(KEY, write, {})
+    assert filled.has(KEY)
+    damage(filled.path(KEY) / MARKER)
+    assert gc(filled).gone == [KEY]
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(store: Store) -> None:
+    store.put(KEY, lambda folder: (folder / "losses.csv").touch(), {})
+    fifo(store.path(KEY) / "losses.csv")
+
+    assert not store.has(KEY)
+    assert [problem.kind for problem in verify(store)] == ["missing"]
+
+
+def test_a_file_where_a_result_should_be_is_replaced(filled: Store) -> None:
+    shutil.rmtree(filled.path(KEY))
+    filled.path(KEY).write_text("a file")
+    (filled.root / "attack" / f"link-{'01' * 16}").symlink_to(filled.root / "nowhere")
+    link = f"attack/link-{'01' * 16}"
+
+    filled.put(link, write, {})
+    filled.put(KEY, write, {})
+
+    assert filled.finished([KEY, link]) == {KEY, link}
+    assert not any((filled.root / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("at", [KEY, f"{OTHER}/step-1"])
+def test_a_folder_that_cannot_be_read_is_named_and_not_repaired(filled: Store, monkeypatch: Any, at: str) -> None:
+    """Rights are what is missing, so that nothing is thrown away."""
+    real = os.scandir
+
+    def forbidden(path: Any) -> Any:
+        if Path(path) == filled.root / at:
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    problems, removed = repair(filled)
+
+    assert [(problem.key, problem.kind) for problem in problems] == [("/".join(at.split("/")[:2]), "unreadable")]
+    assert "Permission denied" in problems[0].text
+    assert not removed.gone
+    assert titer("verify", "--store", filled.root).exit_code == 1
+    assert titer("ls", "--store", filled.root).exit_code == 0
+
+
+def test_a_store_that_is_deleted_under_a_run_is_a_store_again(filled: Store) -> None:
+    """What the run still computes is not lost."""
+    shutil.rmtree(filled.root)
+
+    filled.put(KEY, write, {})
+
+    assert Store(filled.root).open().has(KEY)
+
+
+def test_a_file_system_that_calls_a_lock_invalid_has_none(store: Store, monkeypatch: Any) -> None:
+    def invalid(*_: Any) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(fcntl, "flock", invalid)
+    with store.using(), store.lock(KEY) as got:
+        assert got
+
+
+def test_tables_and_models_are_not_written_into_the_store(filled: Store, monkeypatch: Any) -> None:
+    """There `verify` and `gc` would take them for results."""
+    (filled.root.parent / "link").symlink_to(filled.root)
+    for out in (filled.root, filled.root / "score", filled.root.parent / "link" / "x"):
+        with pytest.raises(FolderError, match="outside of the store"):
+            filled.refuse(out)
+    filled.refuse(filled.root.parent / "out")
+
+    words = ["run", "smoke", "--store", filled.root, "--out", filled.root / "myrun"]
+    result = CliRunner().invoke(app, list(map(str, words)))
+
+    assert result.exit_code == 2
+    assert "outside of the store" in result.stderr
+    assert not (filled.root / "myrun").exists()

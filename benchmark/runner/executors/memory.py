@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmark.plan.task import Task
 from benchmark.store import Store
+from benchmark.store.files import contents
 from benchmark.store.store import MARKER
 
 # Times the size of the base's weights. Training: base, defended model, trained copy, its gradient, Adam's two moments.
@@ -43,9 +44,9 @@ def peaks(store: Store, base: str, groups: Iterable[str]) -> dict[str, int]:
     for name in set(groups):
         for marker in islice(store.root.glob(f"{name}-*/{MARKER}"), MOST):
             try:
-                meta = json.loads(marker.read_text())
+                meta = json.loads(contents(str(marker)))
                 peak, of = meta["cost"].get("peak_memory_mib"), meta["identity_of"]["base"]
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 continue  # no whole result: `has` will say so
             if peak is not None and of == base:
                 found[name] = max(found.get(name, 0), int(peak))
