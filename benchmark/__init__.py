@@ -63,6 +63,7 @@ def run(
     from benchmark.config import config as configs
     from benchmark.config import own_classes
     from benchmark.errors import ConfigError, unknown
+    from benchmark.model.devices import check_name, present
     from benchmark.runner.executors import Executor
     from benchmark.runner.progress import Bars
 
@@ -77,6 +78,9 @@ def run(
     if executor not in list(Executor):
         raise ConfigError(unknown("executor", executor, Executor))
     checked = configs.parse(values)
+    check_name(device, on_ray=executor == Executor.ray)
+    if executor == Executor.local:
+        present(device)
     source = "benchmark.run" if isinstance(config, Mapping) else str(config)
     job = session.prepare(checked, source=source, out=Path(out) if out else None, store=Path(store))
     with Bars(Console(stderr=True, highlight=False), job.left) as bars:

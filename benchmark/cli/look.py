@@ -42,7 +42,8 @@ def plan_lines(facts: Mapping[str, Any], *, has_weights: bool) -> Iterator[str]:
         yield f"  {kind:9} {count['tasks']:5} tasks, {count['left']:5} to run"
     yield f"about {facts['passes']:,} U-Net passes in all; separate scripts would spend {facts['requested_passes']:,}"
     for skip in facts["skipped"]:
-        yield f"  skipped {skip['attack']} on {skip['defense']}, {skip['concept']}: {skip['reason']}"
+        at = f"@{skip['budget']}" * bool(skip["budget"])
+        yield f"  skipped {skip['attack']}{at} on {skip['defense']}, {skip['concept']}: {skip['reason']}"
 
 
 @app.command()
@@ -119,7 +120,9 @@ def doctor(
             return
         if model:
             from benchmark.cli.doctor import checks as of_model
+            from benchmark.model.devices import present
 
+            present(device)
             checks = of_model(model, chosen(preset, "") if preset else None, device)
         else:
             checks = catalog.mini_checks(grid) if mini else catalog.checks()

@@ -13,7 +13,7 @@ from rich.markup import escape
 from benchmark.cli.board import show_board
 from benchmark.cli.common import Device, Only, Out, Source, StoreAt, Workers, app, chosen, err, out, refusing
 from benchmark.cli.look import show_plan
-from benchmark.errors import FolderError
+from benchmark.model.devices import check_name, present
 from benchmark.runner.executors import Executor
 from benchmark.store import Store
 
@@ -26,12 +26,7 @@ def working(done: Callable[[], str]) -> Iterator[None]:
     """Wrong input and folders that fail end in one line and 2, Ctrl-C in 130 and what `done` says."""
     try:
         with refusing():
-            try:
-                yield
-            except OSError as error:
-                raise FolderError(
-                    f"expected to read and write the run's folders, got {error}: make room or give rights."
-                ) from error
+            yield
     except KeyboardInterrupt:
         err.print(f"stopped: {done()}the same command goes on from here")
         raise typer.Exit(130) from None
@@ -64,6 +59,8 @@ def run(
     """Run a matrix: compute what is missing, then write and show the leaderboard. The same command resumes."""
     from benchmark.results import published
 
+    with refusing():
+        check_name(device, on_ray=executor is Executor.ray)
     if not (dry_run or track) and (finished := published.again(source, only, out_folder, store)):
         conclude(finished, finished.folder, {**NOTHING, "found": finished.tasks}, {}, quiet=quiet, as_json=as_json)
         return
@@ -76,6 +73,8 @@ def run(
         return f"{len(job.plan.tasks) - len(job.left)} of {len(job.plan.tasks)} tasks are done; " if job else ""
 
     with working(done):
+        if executor is Executor.local:
+            present(device)  # before a folder is made
         tracker = tracking.tracker_of(track) if track else None
         job = session.prepare(
             chosen(source, only),

@@ -132,8 +132,7 @@ class Session:
         self, events: Any, device: str, batch: int, executor: Executor = Executor.local, workers: int | None = None
     ) -> Any:
         """Run the missing tasks in this process, or on Ray."""
-        import torch
-
+        from benchmark.model.devices import present
         from benchmark.runner.executors import local
         from benchmark.runner.loop import run
         from benchmark.runner.stages import Bench
@@ -154,8 +153,7 @@ class Session:
             from benchmark.runner.executors import ray
 
             return run(self.plan, bench, events, ray.executor(workers))
-        found = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        return run(self.plan, replace(bench, device=found), events, local.execute)
+        return run(self.plan, replace(bench, device=present(device)), events, local.execute)
 
     def refresh(self) -> None:
         """Write the tables, unless they are there and would be the same."""
