@@ -111,6 +111,10 @@ class SamplingAttack(Attack):
         """DDIM steps that an image takes in all, on either model, where a whole trajectory has `steps`."""
         return steps
 
+    def misfit(self, budget: int, steps: int) -> str:
+        """Why a budget cannot be spent on a trajectory of so many steps; empty if it can. The plan skips it."""
+        return ""
+
     @abstractmethod
     def begin(
         self,

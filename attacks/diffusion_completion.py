@@ -35,6 +35,11 @@ class DiffusionCompletion(SamplingAttack):
         """The handovers, whatever the grid of optimizer steps."""
         return self.handovers
 
+    def misfit(self, budget: int, steps: int) -> str:
+        """The base would draw the whole image, or none of it."""
+        possible = f"a handover from 1 to {steps - 1}" if steps > 1 else "no handover at all"
+        return "" if 0 < budget < steps else f"{steps} sampling steps allow {possible}, not {budget}"
+
     def begin(
         self,
         model: Model,
@@ -52,6 +57,6 @@ class DiffusionCompletion(SamplingAttack):
         Raises:
             ValueError: the base would draw the whole image.
         """
-        if not 0 < budget < steps:
-            raise ValueError(f"expected a handover from 1 to {steps - 1} of {steps} steps, got {budget}: lower it.")
+        if why := self.misfit(budget, steps):
+            raise ValueError(f"expected a handover inside the trajectory, got another: {why}.")
         return sample(base, z_T, text, null, steps=steps, guidance=scale, stop=budget), budget

@@ -42,6 +42,12 @@ class Img2Img(SamplingAttack):
         """The steps that are skipped, rounded as diffusers rounds."""
         return steps - steps * (100 - budget) // 100
 
+    def misfit(self, budget: int, steps: int) -> str:
+        """No step would be left to the defended model."""
+        if 0 < budget < 100 and self.start(budget, steps) < steps:
+            return ""
+        return f"of {steps} sampling steps none is left after {budget} percent"
+
     def trajectory(self, budget: int, steps: int) -> int:
         """The base's image, and what is left for the defended model."""
         return 2 * steps - self.start(budget, steps)
@@ -63,9 +69,9 @@ class Img2Img(SamplingAttack):
         Raises:
             ValueError: no step would be left.
         """
+        if why := self.misfit(budget, steps):
+            raise ValueError(f"expected to skip a part of the steps, got all or nothing: {why}.")
         start = self.start(budget, steps)
-        if not 0 < budget < 100 or start >= steps:
-            raise ValueError(f"expected to skip less than the {steps} steps, got {budget} percent: lower it.")
         z_0 = sample(base, z_T, text, null, steps=steps, guidance=scale)
         t = ddim(base, steps).timesteps[start].expand(len(z_T))
         return base.add_noise(z_0, z_T, t), start

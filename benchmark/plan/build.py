@@ -81,11 +81,12 @@ def hide(plan: Plan) -> None:
 def add_attack(plan: Plan, concept: Concept, defense: Entry, defend: str | None, attack: Entry) -> list[Cell]:
     """All cells of one attack on one defended model."""
     cells = []
-    budgets = attack.method.budgets(plan.config.raw.budgets) if attack.changes != "none" else ()
+    budgets = fitting(plan, concept, defense, attack) if attack.changes != "none" else ()
     idle = attack.changes != "none" and not budgets
-    reason = attack.method.objection(concept) or "the config has no budgets" * idle
+    reason = attack.method.objection(concept) or "the config has no budgets" * (idle and attack.changes != "sampling")
     if reason:
         plan.skipped.append(Skip(concept.name, concept.scenario, defense.label, attack.label, reason))
+    if reason or idle:
         return []
     before = {"defense": defend} if defend else {}
     for seed in plan.config.raw.seeds:
@@ -96,6 +97,18 @@ def add_attack(plan: Plan, concept: Concept, defense: Entry, defend: str | None,
             parents = {**before, **(ran if budget else {})}
             cells.append(add_cell(plan, concept, (defense, attack), (budget, seed), parents))
     return cells
+
+
+def fitting(plan: Plan, concept: Concept, defense: Entry, attack: Entry) -> tuple[int, ...]:
+    """The budgets of an attack; one that the run's sampling steps have no room for is skipped, with the reason."""
+    budgets = attack.method.budgets(plan.config.raw.budgets)
+    if attack.changes != "sampling":
+        return budgets
+    unfit = {budget: attack.method.misfit(budget, plan.config.raw.sampling.steps) for budget in budgets}
+    for budget, reason in unfit.items():
+        if reason:
+            plan.skipped.append(Skip(concept.name, concept.scenario, defense.label, attack.label, reason, budget))
+    return tuple(budget for budget, reason in unfit.items() if not reason)
 
 
 def add_cell(

@@ -34,13 +34,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Skip:
-    """A cell that makes no sense, with the reason."""
+    """A cell that makes no sense, with the reason; without a budget, all cells of the attack."""
 
     concept: str
     scenario: str
     defense: str
     attack: str
     reason: str
+    budget: int = 0
 
 
 @dataclass

@@ -109,7 +109,7 @@ def cells(plan: Plan, store: Store, failed: Mapping[str, str], skipped: Mapping[
             | rates[cell.concept.name]
         )
     for skip in plan.skipped:
-        empty = {"budget": 0, "seed": 0, "kind": "none", "expected": 0, "key": ""}
+        empty = {"budget": skip.budget, "seed": 0, "kind": "none", "expected": 0, "key": ""}
         named = {"concept": skip.concept, "defense": skip.defense, "attack": skip.attack, "reason": skip.reason}
         found.append({"model": plan.config.raw.model, "scenario": skip.scenario, **named, "status": "skipped", **empty})
     return pd.DataFrame(found)

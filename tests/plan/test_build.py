@@ -166,3 +166,28 @@ def test_precision_is_in_the_key(planned: Any) -> None:
     assert not keys(full, "defend") & keys(mixed, "defend")
     assert not keys(full, "score") & keys(mixed, "score")
     assert {t.precision for t in mixed.tasks.values() if t.kind in ("defend", "attack", "generate")} == {"bfloat16"}
+
+
+def test_a_budget_that_the_sampling_steps_have_no_room_for_is_skipped_with_its_reason(planned: Any) -> None:
+    """The rest of the attack's cells are planned under the keys that they have without it."""
+    sampling = {"steps": 4, "guidance": 2.0}
+    attack = {"use": "diffusion_completion", "handovers": [1, 2, 5, 10]}
+    plan = planned(sampling=sampling, defenses=["esd"], attacks=[attack, {"use": "img2img", "skipped": [50, 99]}])
+    few = planned(sampling=sampling, defenses=["esd"], attacks=[attack | {"handovers": [1, 2]}])
+
+    by_attack = {
+        which: {(c.defense, c.budget) for c in plan.cells if c.attack == which}
+        for which in ("diffusion_completion", "img2img")
+    }
+    assert by_attack["diffusion_completion"] == {(d, b) for d in ("none", "esd") for b in (0, 1, 2)}
+    assert by_attack["img2img"] == {(d, b) for d in ("none", "esd") for b in (0, 50)}
+    assert {(skip.defense, skip.attack, skip.budget) for skip in plan.skipped} == {
+        *((d, "diffusion_completion", b) for d in ("none", "esd") for b in (5, 10)),
+        *((d, "img2img", 99) for d in ("none", "esd")),
+    }
+    assert "4 sampling steps allow a handover from 1 to 3, not 5" in {skip.reason for skip in plan.skipped}
+    assert len(few.tasks) < len(plan.tasks)
+    assert not few.skipped
+    none = planned(sampling=sampling, attacks=[attack | {"handovers": [9]}])
+    assert {cell.budget for cell in none.cells if cell.attack == "diffusion_completion"} == set()
+    assert {skip.budget for skip in none.skipped} == {9}
