@@ -1,7 +1,7 @@
 """Tables as files, each complete or not at all: CSV, Markdown, Parquet."""
 
 import os
-import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +10,18 @@ import pandas as pd
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
     """Write `frame` in the format of the path's suffix: .csv, .md or .parquet."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")  # of the mode that the umask gives
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             if path.suffix == ".parquet":
                 frame.to_parquet(file, index=False)
             else:
                 file.write(_text(frame, path.suffix).encode())
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp makes files that only their owner can read
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

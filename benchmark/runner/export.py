@@ -20,6 +20,7 @@ from benchmark.model.weights import family_of
 from benchmark.plan import Cell, Plan
 from benchmark.runner.stages import Bench
 from benchmark.store.artifacts import ADAPTER, PROMPTS, WORDS
+from benchmark.store.files import share
 from benchmark.types import Snapshot
 
 
@@ -69,6 +70,7 @@ def export(plan: Plan, bench: Bench, cell: Cell, folder: Path, *, attack_only: b
     found = [text for snapshot in snapshots[-1:] for text in snapshot.prompts]
     if found:
         (folder / PROMPTS).write_text(json.dumps(found, indent=1))
+    share(folder)
 
 
 def save_attack(bench: Bench, cell: Cell, snapshots: list[Snapshot], folder: Path) -> None:

@@ -74,6 +74,20 @@ def sha256(file: Path | str, size: int | None = None) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def share(folder: Path) -> None:
+    """Give every file below a folder the rights that a new one has there, by the umask or the folder's own rules.
+
+    safetensors makes files that their owner alone can read, which would break a store that several people share.
+    """
+    probe = folder / f".probe.{uuid.uuid4().hex[:8]}"
+    probe.touch(exist_ok=False)
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink() and stat.S_IMODE(file.stat().st_mode) != mode:
+            file.chmod(mode)
+
+
 def discard(path: Path) -> None:
     """Remove a file, a link (not what is behind it) or a folder with all that is in it; fine if there is none."""
     if path.is_dir() and not path.is_symlink():

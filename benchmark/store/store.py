@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from benchmark.errors import FolderError, StoreError
 from benchmark.plan.gc_pause import uncollected
 from benchmark.store import names
-from benchmark.store.files import contents, describe, discard, empty, flock, sha256, sync, write_whole
+from benchmark.store.files import contents, describe, discard, empty, flock, sha256, share, sync, write_whole
 from benchmark.store.marker import FILES, digest, is_identity_of, is_of, is_sealed, recorded
 
 MARKER = "done.json"
@@ -267,6 +267,7 @@ class Store:
         try:
             temporary.mkdir(parents=True)
             write(temporary)
+            share(temporary)
             for file in temporary.rglob("*"):
                 sync(file)
             marker = json.loads(json.dumps({**meta, "files": describe(temporary)}))
