@@ -6,10 +6,15 @@ Exit codes: 0 done, 1 some cells failed, 2 the input is wrong, 130 stopped by Ct
 """
 
 import sys
+from contextlib import suppress
 
-from benchmark.cli import board, look, new, run, store  # noqa: F401  # each registers its commands
-from benchmark.cli.common import app, err
-from benchmark.errors import InputError, TiterError
+try:
+    from benchmark.cli import board, look, new, run, store  # noqa: F401  # each registers its commands
+    from benchmark.cli.common import CURE, app, err
+    from benchmark.errors import InputError, TiterError
+except KeyboardInterrupt:  # the first second goes by in these imports
+    sys.stderr.write("stopped\n")
+    raise SystemExit(130) from None
 
 __all__ = ["app", "main"]
 
@@ -24,3 +29,9 @@ def main() -> None:
     except TiterError as error:
         err.print(f"{type(error).__name__}: {error}", markup=False)
         sys.exit(1)
+    except OSError as error:  # of a disk or a terminal that is gone, where no command expected it
+        with suppress(OSError):
+            err.print(f"{type(error).__name__}: got {error}: {CURE}.", markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

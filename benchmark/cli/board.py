@@ -30,14 +30,14 @@ def board(
         ]
         folder = (out_folder or Path("runs") / "merged") if many else jobs[0].out
         published = session.merge(jobs, folder) if many else jobs[0].publish()
-    show_board(published, folder)
-    if reported:
-        show_reported(published, folder)
-    if figures:
-        from benchmark.results.report import figures as drawn
+        show_board(published, folder)
+        if reported:
+            show_reported(published, folder)
+        if figures:
+            from benchmark.results.report import figures as drawn
 
-        for file in drawn.save(published, folder / "figures"):
-            out.print(str(file))
+            for file in drawn.save(published, folder / "figures"):
+                out.print(str(file))
 
 
 @app.command()

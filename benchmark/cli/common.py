@@ -12,11 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from benchmark.config import config as configs
-from benchmark.errors import ConfigError, InputError
+from benchmark.errors import ConfigError, FolderError, InputError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="The command `titer`.")
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 110)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+CURE = "make room, give rights, or name another place"
 
 Source = Annotated[str, typer.Argument(help="A preset (see `titer list presets`) or a YAML file.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run's tables; default runs/<name>.")]
@@ -29,9 +31,14 @@ Workers = Annotated[int | None, typer.Option(min=1, help="Workers on Ray; one a 
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Say in one line what is wrong with the user's input, and leave with 2."""
+    """Say in one line what is wrong with the user's input, or with a folder that it names, and leave with 2."""
     try:
-        yield
+        try:
+            yield
+        except BrokenPipeError:  # who read our output has gone: the framework leaves in silence
+            raise
+        except OSError as error:
+            raise FolderError(f"expected files that can be read and written, got {error}: {CURE}.") from error
     except InputError as error:
         err.print(f"[red]{type(error).__name__}[/]: {escape(' '.join(str(error).split()))}")
         raise typer.Exit(2) from error

@@ -1,8 +1,10 @@
 """What people see while a run works: bars with the time left."""
 
+import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 
 from rich.console import Console
@@ -12,6 +14,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from benchmark.plan.task import Task
 
 ROWS = 8  # tasks that are shown at once
+
+log = logging.getLogger(__name__)
 
 
 class Bars:
@@ -27,14 +31,27 @@ class Bars:
         self.rows: dict[str, TaskID] = {}
         self.names: dict[str, str] = {}
         self.parts: dict[str, float] = {}  # of the tasks that run, how much of their weight is done
+        self.is_lost = False
 
     def __enter__(self) -> "Bars":
         if self.console.is_terminal:
-            self.progress.start()
+            with self.watched():
+                self.progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+        with self.watched():
+            self.progress.stop()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Draw, as long as there is somewhere to: a terminal that is closed is no reason to end a run."""
+        try:
+            yield
+        except OSError as error:
+            if not self.is_lost:
+                log.warning("no more progress is shown: %s", error)
+            self.is_lost = True
 
     def started(self, task: Task) -> None:
         """A task begins, or is at hand again."""
@@ -42,34 +59,40 @@ class Bars:
         if task.key not in self.rows:
             self.names[task.key] = escape(f"{task.kind} {task.label}")
             few = len(self.rows) < ROWS
-            self.rows[task.key] = self.progress.add_task(self.names[task.key], total=None, visible=few)
-            self.show()
+            with self.watched():
+                self.rows[task.key] = self.progress.add_task(self.names[task.key], total=None, visible=few)
+                self.show()
 
     def step(self, *, step: int, total: int, loss: float) -> None:
         """The task at hand moved on."""
         if self.at not in self.rows:
             return
         text = "" if math.isnan(loss) else f"  loss {loss:.4f}"
-        self.progress.update(self.rows[self.at], completed=step, total=total, description=self.names[self.at] + text)
         self.parts[self.at] = self.waiting.get(self.at, 0) * step / max(total, 1)
-        self.show()
+        with self.watched():
+            row, name = self.rows[self.at], self.names[self.at]
+            self.progress.update(row, completed=step, total=total, description=name + text)
+            self.show()
 
     def finished(self, task: Task, outcome: str) -> None:
         """A task ended: ran, found, failed or skipped."""
         if task.key in self.rows:
-            self.progress.remove_task(self.rows.pop(task.key))
+            own = self.rows.pop(task.key)
             del self.names[task.key]
             self.parts.pop(task.key, None)
-            for row in list(self.rows.values())[:ROWS]:
-                self.progress.update(row, visible=True)
+            with self.watched():
+                self.progress.remove_task(own)
+                for row in list(self.rows.values())[:ROWS]:
+                    self.progress.update(row, visible=True)
         if task.key not in self.waiting:
             return
         self.done += 1
         self.ended += self.waiting.pop(task.key)
-        self.show()
-        if not self.console.is_terminal:
-            line = f"{self.done}/{self.count} {outcome} {task.kind} {task.label}{self.time_left()}"
-            self.console.print(line, markup=False)
+        with self.watched():
+            self.show()
+            if not self.console.is_terminal and not self.is_lost:
+                line = f"{self.done}/{self.count} {outcome} {task.kind} {task.label}{self.time_left()}"
+                self.console.print(line, markup=False)
 
     def time_left(self) -> str:
         """How long the rest takes, if it goes on as so far."""
