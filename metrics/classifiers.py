@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmark.types import ELSE, Concept
 from metrics.judge import CALIBRATION, Judge, Rule, Seen
 from metrics.towers import as_pictures
-from metrics.weights import cached_file, cached_weights, fetched, local, place_identity, wanted_hash
+from metrics.weights import OFFLINE, cached_file, cached_weights, fetched, local, place_identity, wanted_hash
 
 
 class Classifier(Judge):
@@ -145,9 +145,9 @@ class Torchvision(Classifier):
         return names
 
     def check(self, concept: Concept, labels: Iterable[str]) -> None:
-        """The file is in torch's cache, and the labels are classes."""
+        """The file is in torch's cache and loads, and the labels are classes."""
         self.know(concept, labels)
-        cached_file(self.entry().url)
+        torchvision_network(self.model, self.weights)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
@@ -192,17 +192,18 @@ class Transformers(Classifier):
         """The config's names."""
         from transformers import AutoConfig
 
-        names: dict[int, str] = AutoConfig.from_pretrained(fetched(self.at), local_files_only=True).id2label
+        names: dict[int, str] = AutoConfig.from_pretrained(fetched(self.at), **OFFLINE).id2label
         return [names[number] for number in sorted(names)]
 
     def check(self, concept: Concept, labels: Iterable[str]) -> None:
-        """The folder is whole, fetched if a hub id was named, and the labels are classes."""
+        """The folder is whole, fetched if a hub id was named, and loads; the labels are classes."""
         folder = fetched(self.at)
         if not (folder / "preprocessor_config.json").is_file():
             raise FileNotFoundError(
                 f"expected preprocessor_config.json of {self.at}, got none: save the image processor beside the model."
             )
         self.know(concept, labels)
+        transformers_network(self.at)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
@@ -231,6 +232,6 @@ def transformers_network(at: str) -> tuple[Any, Any]:
     folder = fetched(at)
     with torch.random.fork_rng(devices=[]):
         network = AutoModelForImageClassification.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
+            folder, use_safetensors=True, dtype=torch.float32, **OFFLINE
         )
-    return network.eval().requires_grad_(False), AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    return network.eval().requires_grad_(False), AutoImageProcessor.from_pretrained(folder, **OFFLINE)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metrics.towers import as_pictures, check_tower, load_tower, tower_identity
-from metrics.weights import cached_file, cached_weights, fetched, place_identity, wanted_hash
+from metrics.weights import OFFLINE, cached_weights, fetched, place_identity, wanted_hash
 
 INCEPTIONS = {
     "torch-fidelity": "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
@@ -57,16 +57,17 @@ def embedder_identity(name: str) -> str:
 
 
 def check_embedder(name: str) -> None:
-    """Have the weights at hand.
+    """Load it.
 
     Raises:
         ValueError: no such embedder, or its weights are not what they should be.
         FileNotFoundError: its weights are not there.
+        Exception: of a library, for files that it cannot read.
     """
     if name.startswith(INCEPTION):
-        cached_file(inception_url(name))
+        inception(name)
     elif name.startswith(DINO):
-        fetched(name.removeprefix(DINO))
+        transformer(name)
     else:
         check_tower(*tower(name))
 
@@ -150,5 +151,5 @@ def transformer(name: str) -> tuple[Any, Any]:
 
     folder = fetched(name.removeprefix(DINO))
     with torch.random.fork_rng(devices=[]):
-        network = AutoModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=torch.float32)
-    return network.eval().requires_grad_(False), AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        network = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, **OFFLINE)
+    return network.eval().requires_grad_(False), AutoImageProcessor.from_pretrained(folder, **OFFLINE)

@@ -29,7 +29,7 @@ from benchmark.mini import WEIGHTS
 from benchmark.model.perceptual import features
 from benchmark.types import Concept, Prompt
 from metrics.base import PairMetric
-from metrics.weights import cached_file, cached_weights, digest, wanted_hash
+from metrics.weights import cached_weights, digest, wanted_hash
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 Network = Literal["alex", "vgg", "squeeze"]
@@ -61,7 +61,7 @@ class LPIPS(PairMetric):
     def check(self, concept: Concept | None, prompts: Sequence[Prompt]) -> None:
         """The network's weights are in torch's cache."""
         if self.backbone != "mini":
-            cached_file(URLS[self.backbone])
+            lpips(self.backbone)
 
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[Prompt], reference: Tensor) -> Mapping[str, Tensor]:

@@ -83,12 +83,19 @@ def tower_identity(name: str, pretrained: str) -> str:
 
 
 def check_tower(name: str, pretrained: str) -> None:
-    """Have the weights at hand: in the folder, or fetched by open_clip into its cache.
+    """Load the model: from the folder, or fetched by open_clip into its cache.
 
     Raises:
-        FileNotFoundError: they are not there and cannot be fetched.
+        FileNotFoundError: the weights are not there and cannot be fetched.
         ValueError: open_clip knows no such weights.
+        Exception: of the library, for files that it cannot read.
     """
+    locate_tower(name, pretrained)
+    load_tower(name, pretrained)
+
+
+def locate_tower(name: str, pretrained: str) -> None:
+    """Have the weights at hand; the errors are those of `check_tower`."""
     folder = folder_of(name)
     if folder is not None:
         if not (folder / FILE).is_file():

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ HASHED: dict[Path, str] = {}  # the files whose content is in an identity here
 ABSENT = "absent"  # in the place of a hash: such an identity can be planned with, not run
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 READ = ("*.json", "*.safetensors")
+# For transformers: nothing is fetched by it, and a folder that brings code of its own is refused, not asked about.
+OFFLINE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 def digest(file: Path) -> str:

@@ -190,7 +190,7 @@ class Look:
         parts: dict[str, Any] = dict.fromkeys(self.family.parts)
         for name in self.family.settings:
             if name != "scheduler":
-                parts[name] = AutoTokenizer.from_pretrained(self.folder / name)
+                parts[name] = AutoTokenizer.from_pretrained(self.folder / name, trust_remote_code=False)
         with torch.device("meta"):
             parts["vae"] = AutoencoderKL.from_config(weights.read_json(self.folder / "vae" / "config.json"))
         flags = {flag: index.get(flag) for flag in self.family.flags}

@@ -11,6 +11,9 @@ from contextvars import ContextVar
 
 from benchmark.types import Report
 
+# The last is oneDNN's, of a layer on a CPU whose scratch memory cannot be had.
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "could not create a primitive")
+
 TIME_LIMIT: ContextVar[float | None] = ContextVar("time_limit", default=None)
 
 
@@ -79,9 +82,7 @@ def alarm(seconds: float, text: str) -> Iterator[None]:
 def out_of_memory(error: BaseException) -> bool:
     """True for the ways in which Python and torch say that there is not enough memory."""
     name = type(error).__name__
-    said = isinstance(error, RuntimeError) and any(
-        words in str(error).lower() for words in ("out of memory", "not enough memory", "can't allocate memory")
-    )
+    said = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in NO_MEMORY)
     return isinstance(error, MemoryError) or name == "OutOfMemoryError" or said
 
 

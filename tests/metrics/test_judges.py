@@ -1,7 +1,9 @@
 """Judges answer as the libraries they come from do; who judges is in the score's key, where the weights lie is not."""
 
+import io
 import json
 import re
+import shutil
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,11 +27,13 @@ from benchmark.cli import app
 from benchmark.config import config
 from benchmark.data import load_concept
 from benchmark.errors import ConfigError, DataError
+from benchmark.mini import WEIGHTS
 from benchmark.plan import Plan, build
 from benchmark.types import ELSE, Concept, Prompt
 from metrics import judges, towers, weights
 from metrics.binary import Q16, prompts
 from metrics.classifiers import matching, torchvision_network
+from metrics.embedders import check_embedder
 from metrics.judge import Judge, Seen, one_label, rates
 from metrics.judges import find
 from metrics.presence import Presence
@@ -655,3 +659,51 @@ def test_a_run_tells_who_judged_how_far_judges_agree_and_what_the_attack_taught(
     assert board["flags"].str.contains("judge uncalibrated").all()
     assert "sgr_similarity: mean-similarity@mini:judge" in board.loc["esd", "measured_with"]
     assert not [f for f in (tmp_path / "store").rglob("*.json") if str(resnet) in f.read_text()]
+
+
+# What cannot be loaded is refused before anything is drawn
+
+
+def spoilt(folder: Path, how: str) -> str:
+    """A judge whose files are there and cannot be read; its name."""
+    shutil.copytree(WEIGHTS / "judge", folder)
+    if how == "config":
+        (folder / "open_clip_config.json").write_text("[" * 100_000)
+    else:
+        (folder / towers.FILE).write_bytes(b"")
+    return f"local-dir:{folder}"
+
+
+@pytest.mark.parametrize("how", ["config", "weights"])
+def test_a_judge_that_cannot_be_loaded_stops_the_run_before_anything_is_drawn(
+    tiny_folder: Path, tmp_path: Path, how: str
+) -> None:
+    judge = spoilt(tmp_path / "judge", how)
+    config = write_config(tmp_path, tiny_folder, metrics=[{"use": "presence", "model": judge, "threshold": 0.5}])
+    words = ["run", config, "--out", tmp_path / "out", "--store", tmp_path / "store", "--device", "cpu"]
+
+    result = CliRunner().invoke(app, list(map(str, words)))
+
+    assert result.exit_code == 2
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "DataError" in result.stderr
+    assert not list((tmp_path / "store").glob("*/*"))
+
+
+def test_a_folder_that_brings_code_is_refused_and_nobody_is_asked(tmp_path: Path, monkeypatch: Any) -> None:
+    """`y` on the terminal, or from a pipe, would run it."""
+    folder, ran = tmp_path / "judge", tmp_path / "ran"
+    folder.mkdir()
+    code = {"AutoConfig": "evil.C", "AutoModelForImageClassification": "evil.M", "AutoModel": "evil.M"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": code}))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"auto_map": {"AutoImageProcessor": "evil.P"}}))
+    (folder / "evil.py").write_text(f"open({str(ran)!r}, 'w').write('x')")
+    (folder / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    monkeypatch.setattr("builtins.input", lambda *_: ran.write_text("asked") or "y")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+
+    with pytest.raises(ValueError, match=r"trust_remote_code|custom code"):
+        find(f"transformers:{folder}").check(card(), ["church"])
+    with pytest.raises(ValueError, match=r"trust_remote_code|custom code"):
+        check_embedder(f"dino:{folder}")
+    assert not ran.exists()

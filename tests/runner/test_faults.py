@@ -206,7 +206,10 @@ def test_ctrl_c_says_how_to_go_on(reference: tuple[Path, Path], tmp_path: Path) 
     check_same(tmp_path, whole)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), RuntimeError("HIP out of memory"), MemoryError()])
+NO_MEMORY = [RuntimeError("HIP out of memory"), RuntimeError("could not create a primitive")]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), MemoryError(), *NO_MEMORY])
 def test_out_of_memory_halves_the_batch_and_puts_it_back(
     tiny_folder: Path, tmp_path: Path, monkeypatch: Any, error: Exception
 ) -> None:
@@ -333,6 +336,31 @@ def test_a_metric_of_the_wrong_shape_fails_and_counts_for_no_image(
 
     assert {plan.tasks[key].plugin for key in outcome.failed} == {"presence"}
     assert all("expected 'value' of shape (2,)" in trace for trace in outcome.failed.values())
+
+
+def test_a_judge_that_fails_on_every_image_fails_and_is_tried_again(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """An import error or a lost mount is of no image: kept as missing numbers it would never be mended."""
+    plan, real = make_plan(tmp_path, tiny_folder, defenses=["none"], attacks=["none"]), Presence.score
+
+    def broken(self: Presence, images: Any, prompts: Any, concept: Any) -> Any:
+        if len(images) == 1 and prompts[0].text.endswith(fails_on):
+            raise RuntimeError("no such judge")
+        if len(images) > 1:
+            raise RuntimeError("not so many")
+        return real(self, images, prompts, concept)
+
+    monkeypatch.setattr(Presence, "score", broken)
+    fails_on: tuple[str, ...] = ("one", "two")
+    outcome = compute(plan, tmp_path / "store", tiny_folder)
+    assert {plan.tasks[key].plugin for key in outcome.failed} == {"presence"}
+    assert all("an error on each of 2 images" in trace for trace in outcome.failed.values())
+
+    fails_on = ("one",)
+    again = compute(plan, tmp_path / "store", tiny_folder)
+    assert not again.failed
+    assert set(again.ran) == set(outcome.failed)
 
 
 def test_memory_is_no_fault_of_an_image(tiny_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -20,10 +20,10 @@ from metrics.embedders import embed as embed_images
 
 
 def check(tasks: Iterable[Task]) -> None:
-    """Have at hand what the metrics among `tasks` need, before any is run.
+    """Load what the metrics among `tasks` need, before any is run.
 
     Raises:
-        DataError: weights are missing, or a metric does not fit the card or the prompts.
+        DataError: weights are missing or cannot be read, or a metric does not fit the card or the prompts.
     """
     seen = set()
     for task in tasks:
@@ -39,7 +39,8 @@ def check(tasks: Iterable[Task]) -> None:
             raise
         except Exception as error:  # of another's metric, or of the libraries that look for weights
             known = isinstance(error, FileNotFoundError | ValueError)
-            raise DataError(str(error) if known else f"expected {task.plugin} to be ready, got {error!r}.") from error
+            why = f"expected {task.plugin} to be ready, got {error!r}"[:500]
+            raise DataError(str(error) if known else f"{why}: mend its files, or leave it out.") from error
 
 
 def embed(task: Task, bench: Bench, report: Report) -> Done:
@@ -72,7 +73,11 @@ def distance(metric: Any, task: Task, bench: Bench, report: Report) -> Done:
 
 
 def score_images(metric: Any, task: Task, bench: Bench, report: Report) -> Done:
-    """Score images. An image on which the metric raises is missing, never safe, and the reason is kept."""
+    """Score images. An image on which the metric raises is missing, never safe, and the reason is kept.
+
+    Raises:
+        PluginError: it raises on every image: what is wrong is not of an image, and is to be tried again.
+    """
     gallery = gallery_of(task.parents["images"], bench)
     by_id = {prompt.id: prompt for prompt in task.prompts}
     prompts = [by_id[prompt_id] for prompt_id in gallery.prompt_ids]
@@ -90,6 +95,10 @@ def score_images(metric: Any, task: Task, bench: Bench, report: Report) -> Done:
         for name, values in scored(metric, images, prompts[part], other, faults).items():
             columns.setdefault(name, [math.nan] * start).extend(values)
         report(step=min(start + bench.batch, len(prompts)), total=len(prompts), loss=math.nan)
+    if len(faults) == len(prompts):
+        raise PluginError(
+            f"expected numbers from {task.plugin}, got an error on each of {len(faults)} images: {faults[0]}"
+        )
     filled = {name: values + [math.nan] * (len(prompts) - len(values)) for name, values in columns.items()}
     if "value" not in filled:
         raise PluginError(
