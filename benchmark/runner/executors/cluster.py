@@ -2,10 +2,16 @@
 
 import logging
 import os
+import secrets
+import signal
 import socket
+import stat
+import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmark.errors import ConfigError, WorkerError
@@ -29,6 +35,7 @@ def cluster(ray: Any) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    lock_up_token()
     where = os.environ.get("RAY_ADDRESS")
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
@@ -36,7 +43,8 @@ def cluster(ray: Any) -> Iterator[None]:
             connect(ray, where, quiet)
         else:
             start(ray, quiet)
-        yield
+        with stopped_alike():
+            yield
     finally:
         ray.shutdown()
 
@@ -50,7 +58,7 @@ def start(ray: Any, options: dict[str, Any]) -> None:
     for left in reversed(range(STARTS)):
         try:
             os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 starves them beside any other work
-            ray.init(address="local", **LOCAL, **options)
+            ray.init(address="local", _temp_dir=str(own_folder() / "ray"), **LOCAL, **options)
             return
         except Exception as error:  # Ray raises no class of its own here
             ray.shutdown()
@@ -60,6 +68,55 @@ def start(ray: Any, options: dict[str, Any]) -> None:
                     f"expected Ray to start on this machine, got {why} Start it before: ray start --head."
                 ) from error
             log.warning("Ray did not start; trying again")
+
+
+def own_folder() -> Path:
+    """A folder that nobody else can enter, for Ray's sockets and logs, which it lets everybody write.
+
+    Its name is short, for a socket's path may have 107 letters; so it is not where `TMPDIR` may be.
+    """
+    base = Path(os.environ.get("RAY_TMPDIR") or ("/tmp" if Path("/tmp").is_dir() else tempfile.gettempdir()))
+    folder = base / f"titer-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700, parents=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        return Path(tempfile.mkdtemp(prefix="titer-", dir=base))  # somebody else was there first
+    return folder
+
+
+def lock_up_token() -> None:
+    """Let nobody else read the token that opens Ray, and make one if there is none: Ray's own would be readable."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return  # the user's own
+    file = Path.home() / ".ray" / "auth_token"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            os.write(handle, secrets.token_hex(32).encode())
+            os.close(handle)
+        if stat.S_IMODE(file.stat().st_mode) & 0o077:
+            file.chmod(0o600)
+    except OSError as error:
+        log.warning("cannot keep %s from others: %s", file, error)
+
+
+@contextmanager
+def stopped_alike() -> Iterator[None]:
+    """Inside the block SIGTERM does what Ctrl-C does: Ray's own answer ends in a crash that loses its workers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
 def connect(ray: Any, where: str, options: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -27,6 +28,9 @@ from benchmark.store import Store
 
 LOST = 3  # workers that a task may take with it, and starts that may fail in a row
 ALONE = 120  # seconds without any worker until we say so
+LONELY = 1800  # and until we give up: a cluster that grows by itself may take its time
+LOOK = 5  # seconds between two looks at whether the cluster has a machine left
+GO_ON = "The same command goes on from here."
 PAUSE = 0.2  # seconds between two looks at what other runs hold, and at how far the workers are
 
 log = logging.getLogger(__name__)
@@ -52,7 +56,7 @@ def execute(ray: Any, workers: int | None, run: Run) -> None:
 
     Raises:
         ConfigError: there is no cluster where RAY_ADDRESS says, or it has no GPU and one was asked for.
-        WorkerError: no worker can be started.
+        WorkerError: no worker can be started, or all machines are lost.
     """
     left = [task for task in run.plan.tasks.values() if not run.look(task)]
     if not left:
@@ -97,6 +101,7 @@ class Driver:
         self.parked: dict[str, float] = {}  # task that another run holds -> when to look again
         self.losses: Counter[str] = Counter()
         self.hired, self.misfits, self.heard, self.manned = 0, 0, 0.0, time.monotonic()
+        self.looked = self.warned = self.manned
         for _ in range(self.fleet.count):
             self.hire()
 
@@ -111,7 +116,8 @@ class Driver:
     def dismiss(self) -> None:
         """End every worker."""
         for actor in (*self.actors.values(), self.inbox):
-            self.ray.kill(actor)
+            with suppress(self.ray.exceptions.RayError):  # the cluster may be gone
+                self.ray.kill(actor)
 
     def hire(self) -> None:
         """Ask Ray for a worker; it joins when its process is there."""
@@ -155,10 +161,27 @@ class Driver:
             else:
                 self.conclude(promise, *self.running.pop(promise))
         if self.schedule.workers:
-            self.manned = time.monotonic()
-        elif time.monotonic() - self.manned > ALONE:
+            self.manned = self.looked = self.warned = time.monotonic()
+        else:
+            self.wait_for_workers(time.monotonic())
+
+    def wait_for_workers(self, now: float) -> None:
+        """Say that there is no worker, and give up where none can come.
+
+        Raises:
+            WorkerError: the cluster has no machine any more, or none had room for a worker for a long time.
+        """
+        if now - self.looked > LOOK:
+            self.looked = now
+            if not any(node["Alive"] for node in self.ray.nodes()):
+                raise WorkerError(f"expected a machine in the Ray cluster, got none: it was lost. {GO_ON}")
+        if now - self.manned > LONELY:
+            raise WorkerError(
+                f"expected room for {self.fleet} in the Ray cluster, got none for {LONELY} seconds: free some. {GO_ON}"
+            )
+        if now - self.warned > ALONE:
             log.warning("no worker for %d seconds: has the cluster room for %s?", ALONE, self.fleet)
-            self.manned = time.monotonic()
+            self.warned = now
 
     def arrive(self, promise: Any, name: str) -> None:
         """A worker is ready, or could not be started.
