@@ -315,6 +315,19 @@ def test_the_pages_of_the_methods_say_all_that_the_code_says(site: Path) -> None
                 assert bare(registry.find(kind, name).matched) in part, name
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_the_embedded_pipeline_draws_at_its_first_call_as_the_readme_loads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a type, the text encoder keeps its files' 16 bits and the U-Net takes 32: the call fails."""
+    (line,) = re.findall(r"`(StableDiffusionPipeline\.from_pretrained\([^`]+\))`", (ROOT / "README.md").read_text())
+    names: dict[str, Any] = {}
+    exec("import torch\nfrom diffusers import StableDiffusionPipeline", names)
+    monkeypatch.chdir(ROOT)
+
+    pipeline = eval(line, names)
+
+    assert pipeline("an emoji of a cat", num_inference_steps=2).images[0].size == (64, 64)
+
+
 def test_links_and_pictures_of_the_readme_lead_somewhere() -> None:
     text = (ROOT / "README.md").read_text()
 
