@@ -59,7 +59,9 @@ def is_identity_of(marker: Mapping[str, Any], key: str) -> bool:
     """True if a marker is of a key, or does not say."""
     if "identity_of" not in marker:
         return True
-    return hashlib.sha256(canonical(marker["identity_of"]).encode()).hexdigest()[:LENGTH] == key[-LENGTH:]
+    veiled = marker.get("identity_sha256")  # an NSFW suite's identity is not told, but for its hash
+    found = str(veiled) if veiled else hashlib.sha256(canonical(marker["identity_of"]).encode()).hexdigest()
+    return found[:LENGTH] == key[-LENGTH:]
 
 
 def recorded(marker: Mapping[str, Any]) -> str:
