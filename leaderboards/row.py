@@ -72,11 +72,12 @@ class Row:
         )
 
     def status(self) -> str:
-        """`ok`, or how many of the cells are not, and which attacks tell nothing."""
-        bad, total = int((self.cells["status"] != "ok").sum()), len(self.cells)
+        """`ok`, or how many of the cells are not and what they are, and which attacks tell nothing."""
+        bad, total = Counter(self.cells.loc[self.cells["status"] != "ok", "status"]), len(self.cells)
         if not bad:
             return "ok"
-        count = f"{bad} of {total} cells not ok"
+        told = ", ".join(f"{count} {status}" for status, count in bad.most_common())
+        count = f"{bad.total()} of {total} cells not ok ({told})"
         is_known = self.worst.arm is not None
         return f"{count}; unranked: nothing known of {', '.join(self.untold)}" if self.untold and is_known else count
 

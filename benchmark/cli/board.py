@@ -63,23 +63,38 @@ def export(
 
 
 def show_board(published: Any, folder: Path) -> None:
-    """Print the leaderboard and where the tables are."""
-    from benchmark.cli.tables import leaderboard_table
+    """Print the leaderboard, what weakens its numbers, and where the tables are."""
+    from benchmark.cli.tables import leaderboard_table, notes
 
     out.print(leaderboard_table(published.leaderboard))
+    for line in notes(published.leaderboard, cells_of(published, folder)):
+        out.print(line, markup=False)
     names = ("leaderboard.csv", "matrix.csv", "curves.csv", "cells.csv", "comparisons.csv", "claims.csv")
     for file in (folder / name for name in (*names, "report/index.html")):
         if file.is_file():
             out.print(str(file))
 
 
+def cells_of(published: Any, folder: Path) -> Any:
+    """The cells of a board that was just made, or of the tables that were there already; None without any."""
+    import pandas as pd
+
+    board = getattr(published, "board", published)
+    if board is not None and hasattr(board, "cells"):
+        return board.cells
+    file = folder / "cells.parquet"
+    return pd.read_parquet(file) if file.is_file() else None
+
+
 def show_reported(published: Any, folder: Path) -> None:
     """Write and print what others report beside what was measured."""
-    from benchmark.cli.tables import reported_table
+    from benchmark.cli.tables import reported_table, sources
     from leaderboards import reported as others
     from leaderboards.files import write_table
 
     found = others.beside(published.cells, others.read())
     write_table(found, folder / "reported.csv")
     out.print(reported_table(found))
+    for line in sources(found):
+        out.print(line, markup=False)
     out.print(str(folder / "reported.csv"))

@@ -240,7 +240,7 @@ def test_missing_never_becomes_zero(tmp_path: Path) -> None:
     numbers = ["rank", "titer", "worst_presence", "worst_presence_low", "worst_attack", "presence_before"]
     empty = [*numbers, "clip_score", "kid", "retained_accuracy", "defend_seconds", "peak_memory_mib", "fidelity"]
     assert set(text.loc["esd", empty]) == {""}
-    assert text.loc["esd", "status"] == "6 of 6 cells not ok"
+    assert text.loc["esd", "status"] == "6 of 6 cells not ok (6 partial)"
     assert board.matrix.set_index("defense").loc["esd", ["lora", "inversion", "none"]].isna().all()
     curves = board.curves[board.curves["defense"] == "esd"]
     assert curves["presence"].isna().all() and (curves["n"] == 0).all() and (curves["ceiling"] == 1).all()
@@ -275,7 +275,7 @@ def test_only_ok_cells_count_toward_worst_presence(changed: str) -> None:
     board = make((*damage(scores, cells, {changed}), costs))
     esd = row(board, "esd")
     assert esd["worst_presence"] == pytest.approx(0.4) and esd["worst_attack"] == "lora@10"
-    assert esd["titer"] == ">=10" and esd["status"] == "1 of 6 cells not ok"
+    assert esd["titer"] == ">=10" and esd["status"] == f"1 of 6 cells not ok (1 {changed})"
     assert board.matrix.set_index("defense").loc["esd", "lora"] == pytest.approx(0.4)
 
 
@@ -294,7 +294,7 @@ def test_an_attack_that_tells_nothing_leaves_its_defense_without_a_rank(changed:
     imma = row(board, "imma")
     assert imma["worst_presence"] < row(board, "esd")["worst_presence"]
     assert pd.isna(imma["rank"]) and row(board, "esd")["rank"] == 1
-    assert imma["status"] == "2 of 12 cells not ok; unranked: nothing known of lora"
+    assert imma["status"] == f"2 of 12 cells not ok (2 {changed}); unranked: nothing known of lora"
     assert board.leaderboard["defense"].tolist() == ["esd", "imma", "none"]
 
 
@@ -416,7 +416,7 @@ def test_a_run_where_everything_failed_still_has_a_board(tmp_path: Path) -> None
     scores, cells, costs = frames("esd")
     board = make((scores.iloc[:0], cells.assign(status="failed", reason="out of memory"), costs.iloc[:0]))
     board.write(tmp_path)
-    assert board.leaderboard["status"].tolist() == ["6 of 6 cells not ok"] * 2
+    assert board.leaderboard["status"].tolist() == ["6 of 6 cells not ok (6 failed)"] * 2
     assert set(board.cells["reason"]) == {"out of memory"} and board.cells["value"].isna().all()
     empty = make((scores.iloc[:0], cells.iloc[:0], costs.iloc[:0]))
     empty.write(tmp_path)
