@@ -25,6 +25,7 @@ class Attack(ABC):
         needs: which attacker splits it reads: images of the concept, or of unrelated things.
         uses_base: True when it cannot do without the undefended model.
         presets: named field values.
+        unit: what its budget counts, as the axis of a figure says it.
     """
 
     version: ClassVar[int]
@@ -33,6 +34,7 @@ class Attack(ABC):
     needs: ClassVar[frozenset[Need]] = frozenset()
     uses_base: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    unit: ClassVar[str] = "steps"
 
     def budgets(self, asked: Sequence[int]) -> tuple[int, ...]:
         """The budgets at which this attack is scored, given the run's grid of optimizer steps."""
@@ -56,6 +58,7 @@ class WeightAttack(Attack):
 
     changes = "weights"
     access = "weights"
+    unit = "optimizer steps"
 
     @abstractmethod
     def finetune(
@@ -86,6 +89,7 @@ class PromptAttack(Attack):
     """Searches words that make the defended model draw the concept; the weights stay."""
 
     changes = "prompts"
+    unit = "search steps"
 
     @abstractmethod
     def search(
@@ -106,6 +110,7 @@ class SamplingAttack(Attack):
     """Starts the sampling elsewhere: no training, one trajectory an image. The budget is the help the start gives."""
 
     changes = "sampling"
+    unit = "sampling steps"
 
     def trajectory(self, budget: int, steps: int) -> int:
         """DDIM steps that an image takes in all, on either model, where a whole trajectory has `steps`."""

@@ -31,6 +31,7 @@ class ComponentSwap(WeightAttack):
 
     version = 1
     uses_base = True
+    unit = "swap"
     presets = {"text_encoder": {"part": "text_encoder"}}
 
     def budgets(self, asked: Sequence[int]) -> tuple[int, ...]:

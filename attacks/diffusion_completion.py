@@ -30,6 +30,7 @@ class DiffusionCompletion(SamplingAttack):
     version = 1
     access = "weights"
     uses_base = True
+    unit = "sampling steps that the base draws"
 
     def budgets(self, asked: Sequence[int]) -> tuple[int, ...]:
         """The handovers, whatever the grid of optimizer steps."""

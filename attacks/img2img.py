@@ -33,6 +33,7 @@ class Img2Img(SamplingAttack):
     version = 1
     access = "queries"
     uses_base = True
+    unit = "% of the sampling steps skipped"
 
     def budgets(self, asked: Sequence[int]) -> tuple[int, ...]:
         """The percentages, whatever the grid of optimizer steps."""

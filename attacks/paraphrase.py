@@ -27,6 +27,7 @@ class Paraphrase(Attack):
     version = 1
     changes = "prompts"
     access = "queries"
+    unit = "try"
 
     def budgets(self, asked: Sequence[int]) -> tuple[int, ...]:
         """One try."""

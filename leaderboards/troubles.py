@@ -5,7 +5,8 @@ Reasons and flags carry numbers of their own cells, so they are grouped without 
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -15,6 +16,7 @@ from leaderboards.evidence import KEY
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?%?")
 COUNTED = re.compile(r"^(?P<flag>.+) in (?P<count>\d+ of \d+ cells)$")
 IN_DOUBT = "in doubt"
+FEW = 3  # defenses that are named; of more it is said how many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,27 @@ def troubles(cells: pd.DataFrame) -> list[Trouble]:
             )
         )
     return sorted(found, key=lambda trouble: -len(trouble.cells))
+
+
+def joined(found: Sequence[Trouble]) -> list[Trouble]:
+    """Troubles of several defenses under one attack and for one reason as one; the most cells come first."""
+    groups: dict[tuple[str, str, str], list[Trouble]] = {}
+    for trouble in found:
+        groups.setdefault((trouble.status, trouble.attack, NUMBER.sub("#", trouble.told)), []).append(trouble)
+    every = []
+    for group in groups.values():
+        names = list(dict.fromkeys(trouble.defense for trouble in group))
+        alike = {trouble.told for trouble in group}
+        reason = group[0].reason if len(alike) == 1 else f"for example: {group[0].reason.removeprefix('for example: ')}"
+        every.append(
+            replace(
+                group[0],
+                defense=", ".join(names) if len(names) <= FEW else f"{len(names)} defenses",
+                reason=reason,
+                cells=tuple(cell for trouble in group for cell in trouble.cells),
+            )
+        )
+    return sorted(every, key=lambda trouble: -len(trouble.cells))
 
 
 def flags(leaderboard: pd.DataFrame) -> list[Flag]:

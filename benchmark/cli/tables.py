@@ -40,7 +40,7 @@ def notes(board: pd.DataFrame, cells: pd.DataFrame | None) -> Iterator[str]:
         yield f"flag {number}: {flag.text}: {troubles.carriers(board, flag)}"
     for judge in troubles.judges(board):
         yield f"judge: {judge}"
-    found = [] if cells is None else troubles.troubles(cells)
+    found = [] if cells is None else troubles.joined(troubles.troubles(cells))
     for trouble in found[:MOST]:
         where = f"{trouble.defense} under {trouble.attack}" if trouble.attack != "none" else trouble.defense
         count = f"{len(trouble.cells)} cell{'s' if len(trouble.cells) != 1 else ''}"

@@ -8,7 +8,7 @@ from tests.leaderboards.test_troubles import cells, collapsed
 
 
 def leaderboard() -> pd.DataFrame:
-    values = {name: 0.5 for name in SHOWN} | {"worst_presence_low": 0.4, "worst_presence_high": 0.6, "rank": 1}
+    values = dict.fromkeys(SHOWN, 0.5) | {"worst_presence_low": 0.4, "worst_presence_high": 0.6, "rank": 1}
     row = values | {"model": "mini", "scenario": "relearn", "judge": "p>=0.5@mini:judge/1b88", "titer": ">=10"}
     first = row | {"defense": "esd", "flags": "one judge", "status": "1 of 6 cells not ok (1 collapsed)"}
     second = row | {"defense": "gift", "flags": "one judge; clip_score: images may have collapsed in 2 of 6 cells"}

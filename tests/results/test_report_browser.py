@@ -118,7 +118,7 @@ def test_typing_and_choosing_filter_the_rows(browser: Browser, html: Path) -> No
     with Opened(browser, html) as opened:
         rows = opened.page.locator("#leaderboard tbody tr")
         assert rows.count() == 3
-        search = opened.page.locator('.filters[data-for="leaderboard"] input')
+        search = opened.page.locator('.filters[data-for="leaderboard"] input[type=search]')
         search.fill("weak")
         expect(rows).to_have_count(1)
         search.fill("")
@@ -168,6 +168,85 @@ def test_numbers_in_the_heat_map_can_be_read_in_both_schemes(browser: Browser, h
             assert min(opened.page.evaluate(CONTRAST)) >= 4.5, share
 
 
+def test_rank_and_defense_stay_in_view_and_the_rest_waits_for_all_columns(browser: Browser, html: Path) -> None:
+    with Opened(browser, html, viewport={"width": 390, "height": 844}) as opened:
+        table, region = opened.page.locator("#leaderboard"), opened.page.locator(".scroll:has(#leaderboard)")
+        cell = table.locator("tbody tr").first.locator("td.c-defense")
+        left = cell.bounding_box()["x"]  # type: ignore[index]
+        region.evaluate("r => { r.scrollLeft = 400; }")
+        assert region.evaluate("r => r.scrollLeft") > 100
+        assert cell.bounding_box()["x"] - left < 10  # type: ignore[index]
+        heads = table.locator("thead th:visible").all_inner_texts()
+        assert [head.split()[0] for head in heads[:4]] == ["rank", "defense", "status", "flags"]
+        assert not any("judge" in head for head in heads)
+        opened.page.locator('[data-all="leaderboard"]').check()
+        assert any("judge" in head for head in table.locator("thead th:visible").all_inner_texts())
+
+
+def test_a_defense_can_be_taken_out_of_the_curves(browser: Browser, html: Path) -> None:
+    with Opened(browser, html) as opened:
+        line = opened.page.locator('.plot .line[data-series="0"]').first
+        expect(line).to_be_visible()
+        button = opened.page.locator('.toggle[data-series="0"]')
+        button.click()
+        expect(line).to_be_hidden()
+        expect(button).to_have_attribute("aria-pressed", "false")
+        expect(opened.page.locator('.plot .line[data-series="1"]').first).to_be_visible()
+        opened.page.locator('[data-show="all"]').click()
+        expect(line).to_be_visible()
+
+
+def test_an_image_opens_beside_the_bases_and_has_an_address(browser: Browser, html: Path) -> None:
+    with Opened(browser, html) as opened:
+        box, page = opened.page.locator("#lightbox"), opened.page
+        picture = page.locator(".grid tbody").first.locator("tr").nth(2).locator("a.pic").nth(1)
+        picture.click()
+        expect(box).to_be_visible()
+        captions = box.locator("figcaption").all_inner_texts()
+        assert [text.split(" · ")[0] for text in captions] == ["model: base", "model: esd"]
+        assert all("attack: lora, budget 10" in text and "judge: " in text for text in captions)
+        assert page.url.endswith(f"#{picture.get_attribute('id')}")
+        page.keyboard.press("ArrowRight")
+        expect(box.locator("figcaption").first).to_contain_text("budget 50")
+        address = page.url
+        page.keyboard.press("Escape")
+        expect(box).to_be_hidden()
+    with Opened(browser, html) as opened:
+        opened.page.goto("about:blank")
+        opened.page.goto(address)
+        expect(opened.page.locator("#lightbox figcaption").first).to_contain_text("budget 50")
+        assert opened.errors == []
+
+
+def test_a_prompt_is_found_in_every_grid(browser: Browser, html: Path) -> None:
+    with Opened(browser, html) as opened:
+        page = opened.page
+        expect(page.locator(".grid tbody:visible")).to_have_count(4)
+        page.locator("[data-later]").first.click()
+        expect(page.locator(".grid tbody:visible")).to_have_count(8)
+        page.locator("[data-find]").fill("cat SEVEN")
+        expect(page.locator("[data-found]")).to_have_text("2 found")
+        expect(page.locator(".grid tbody:visible")).to_have_count(2)
+        page.locator("[data-find]").fill("")
+        page.locator("[data-returned]").check()
+        assert page.locator(".grid tbody:visible").count() == page.locator("tbody[data-back]").count() > 0
+
+
+def test_links_lead_to_a_defenses_images_and_sections_are_called_as_in_the_navigation(
+    browser: Browser, html: Path
+) -> None:
+    with Opened(browser, html) as opened:
+        page = opened.page
+        for link in page.locator("nav a").all():
+            target = page.locator(f"[id='{(link.get_attribute('href') or '')[1:]}']")
+            assert target.inner_text() == link.inner_text()
+        block = page.locator("details.block").nth(1)
+        assert not block.evaluate("d => d.open")
+        page.locator(".heat tr", has_text="weak").locator("a").first.click()
+        expect(block).to_have_js_property("open", True)
+        assert page.locator("[onclick], [onload], [onerror]").count() == 0
+
+
 def test_light_and_dark_differ(browser: Browser, html: Path) -> None:
     ground = []
     schemes: list[Any] = ["light", "dark"]
@@ -183,7 +262,8 @@ def test_light_and_dark_differ(browser: Browser, html: Path) -> None:
 def test_every_picture_has_a_text_and_every_control_a_name(browser: Browser, html: Path) -> None:
     with Opened(browser, html) as opened:
         nameless = """() => [...document.querySelectorAll("img, svg[role=img], [role=region], select, input, a")]
-          .filter((e) => !(e.alt || e.ariaLabel || e.textContent.trim() || e.labels?.[0]?.textContent.trim()))
+          .filter((e) => !(e.alt || e.ariaLabel || e.textContent.trim() || e.labels?.[0]?.textContent.trim()
+            || e.querySelector("img[alt], [aria-label]")))
           .map((e) => e.outerHTML.slice(0, 80))"""
         repeated = """() => { const ids = [...document.querySelectorAll("[id]")].map((e) => e.id);
           return ids.filter((id, i) => ids.indexOf(id) !== i); }"""

@@ -10,21 +10,21 @@ import math
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from benchmark.plan import Plan
-from benchmark.results.report import gallery, series, tables
+from benchmark.results.report import gallery, series, tables, weak
+from benchmark.results.report.fields import is_missing, number
+from benchmark.results.report.legend import legend
+from benchmark.results.report.pictures import Pictures
 from benchmark.results.report.sketch import Panel, Sketch
-from benchmark.results.report.tables import CELL, is_missing, number
+from benchmark.results.report.story import story
+from benchmark.results.report.tables import CELL
 from benchmark.store import Store
 from benchmark.store.files import write_whole
 from leaderboards.board import Board
-from leaderboards.cells import DOUBT
-
-if TYPE_CHECKING:
-    from benchmark.results.report.series import Look
 
 HERE = Path(__file__).parent
 FILES = ("records.csv", "run.json", "failures.json")
@@ -58,25 +58,30 @@ def context(plan: Plan, store: Store, board: Board, facts: Mapping[str, Any], sk
     """All that the template reads."""
     import yaml
 
-    pictures, styles = gallery.Pictures(plan, store), series.looks(board)
-    first, second = curves(board), paretos(board)
+    pictures, styles = Pictures(plan, store), series.looks(board)
+    first, second = curves(board, series.units(plan)), paretos(board)
     sketch.ask([shown["panel"] for shown in (*first, *second)], styles)
     metas = {key: store.meta(key) for key in plan.tasks if store.has(key)}
     described = {str(k): v for k, v in facts.items() if k not in ("config", "versions", "machine", "command")}
+    blocks = gallery.blocks(pictures, board.cells)
+    anchors = {block.defense: block.id for block in reversed(blocks)}  # of several concepts the first
     found = {
         "name": plan.config.raw.name,
         "model": plan.config.raw.model,
         "is_toy": bool(board.leaderboard.get("toy", pd.Series(dtype=bool)).any()),
         "counts": statuses(board),
-        "story": gallery.story(pictures, board.cells),
-        "leaderboard": tables.leaderboard(board),
+        "story": story(pictures, board.cells),
+        "notes": weak.notes(board),
+        "anchors": anchors,
+        "leaderboard": tables.leaderboard(board, anchors),
         "comparisons": tables.comparisons(board),
         "matrices": tables.matrices(board),
         "legend": legend(styles),
-        "blocks": gallery.blocks(pictures, board.cells),
+        "blocks": blocks,
+        "at_once": gallery.OPEN,
         "cells": tables.cells(board),
-        "warnings": warnings(plan, board, metas),
-        "skipped": [vars(skip) for skip in plan.skipped],
+        "warnings": weak.warnings(plan, board, metas),
+        "skipped": len(plan.skipped),
         "cost": cost(plan, metas),
         "passes": (plan.passes, plan.requested),
         "command": " ".join(map(str, facts.get("command", []))),
@@ -106,13 +111,7 @@ def statuses(board: Board) -> dict[str, int]:
     return {str(k): int(v) for k, v in sorted(found.items(), key=lambda pair: pair[0] != "ok")}
 
 
-def legend(styles: Mapping[str, "Look"]) -> list[tuple[str, str, str]]:
-    """Name, CSS variable and marker of each defense."""
-    signs = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖"}
-    return [(name, look.variable, signs[look.marker]) for name, look in styles.items()]
-
-
-def curves(board: Board) -> list[dict[str, Any]]:
+def curves(board: Board, units: Mapping[str, str]) -> list[dict[str, Any]]:
     """What each panel shows, one for each concept and attack with budgets, and its numbers."""
     found = []
     for named, part in series.panels(board):
@@ -130,7 +129,7 @@ def curves(board: Board) -> list[dict[str, Any]]:
             if not is_missing(row["presence"])
         ]
         is_all = named["concept"] == "all"
-        panel = Panel(rows=part, label=label)
+        panel = Panel(rows=part, label=label, unit=units.get(named["attack"], ""))
         found.append({"title": title, "panel": panel, "numbers": numbers, "is_all": is_all})
     return found
 
@@ -145,22 +144,6 @@ def paretos(board: Board) -> list[dict[str, Any]]:
             title = f"{series.UTILITIES[utility]} ({model}, {scenario})"
             found.append({"title": title, "panel": panel, "numbers": []})
     return found
-
-
-def warnings(plan: Plan, board: Board, metas: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Cells that are not ok or in doubt, by status and reason, and tasks with a flag or that were not judged whole."""
-    bad = board.cells[board.cells["status"] != "ok"].drop_duplicates(CELL)
-    doubted = board.cells[board.cells["flag"] == DOUBT].assign(status="in doubt", reason=DOUBT)
-    groups = []
-    for (status, reason), part in pd.concat([bad, doubted]).fillna({"reason": ""}).groupby(["status", "reason"]):
-        names = [f"{c.concept}/{c.defense}/{c.attack}@{c.budget}#{c.seed}" for c in part.itertuples()]
-        groups.append({"status": status, "reason": reason or "no reason given", "cells": names})
-    flagged = []
-    for key, meta in metas.items():
-        if meta.get("flags"):
-            detail = meta.get("stopped") or "; ".join(meta.get("faults", []))
-            flagged.append({"label": plan.tasks[key].label, "flags": ", ".join(meta["flags"]), "detail": detail})
-    return {"cells": groups, "flags": flagged}
 
 
 def cost(plan: Plan, metas: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """What the figures of a board show, and how each defense looks in them; nothing is drawn here.
 
-Colours are those of Okabe and Ito (2008), and each defense also has a marker of its own.
+Colours are those of Okabe and Ito (2008), then four of Tol's muted ones; where they begin anew, marker and dash differ.
 """
 
 from dataclasses import dataclass
@@ -8,11 +8,25 @@ from typing import Any
 
 import pandas as pd
 
+from benchmark.config.entries import Entry
+from benchmark.plan import Plan
 from leaderboards.board import CONTROL, Board
 
 INK, MUTED, LINE = "#101112", "#737578", "#dcdddf"
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+SERIES = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#8c6d31",
+    "#882255",
+    "#332288",
+    "#117733",
+    "#999933",
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line"} | {c: f"--s{i}" for i, c in enumerate(SERIES)}
 WORST = ("defense", "worst_presence", "worst_presence_low", "worst_presence_high")
@@ -37,13 +51,25 @@ class Look:
         return VARIABLES[self.color]
 
 
+def unit(attack: Entry) -> str:
+    """What the budget of an attack counts; that of one which follows another counts both."""
+    first = unit(attack.after) if attack.after else ""
+    own = str(attack.method.unit)
+    return f"{first}, then {own}" if first and first != own else own
+
+
+def units(plan: Plan) -> dict[str, str]:
+    """What the budget of each attack of a plan counts."""
+    return {entry.label: unit(entry) for entry in plan.config.attacks}
+
+
 def looks(board: Board) -> dict[str, Look]:
     """A look for each defense but the control, in the order of the leaderboard."""
     names = [name for name in dict.fromkeys(board.leaderboard["defense"]) if name != CONTROL]
     return {
         name: Look(
             color=SERIES[i % len(SERIES)],
-            marker=MARKERS[i % len(MARKERS)],
+            marker=MARKERS[(i + i // len(SERIES)) % len(MARKERS)],
             dash=DASHES[i // len(SERIES) % len(DASHES)],
         )
         for i, name in enumerate(names)

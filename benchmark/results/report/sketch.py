@@ -24,11 +24,15 @@ MANY = 8  # panels: for fewer, a second process would start longer than it draws
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """A figure that is wanted: presence over budget, or, with a `utility`, worst presence against it."""
+    """A figure that is wanted: presence over budget, or, with a `utility`, worst presence against it.
+
+    unit: what the budget counts.
+    """
 
     rows: pd.DataFrame
     label: str
     utility: str = ""
+    unit: str = ""
 
 
 class Sketch:
@@ -79,7 +83,10 @@ class Sketch:
 def send(pipe: IO[bytes], panels: Sequence[Panel], looks: Mapping[str, Look]) -> None:
     """Write a line of JSON, then the rows of each panel as Feather."""
     frames = [feather(panel.rows) for panel in panels]
-    named = [{"label": p.label, "utility": p.utility, "bytes": len(f)} for p, f in zip(panels, frames, strict=True)]
+    named = [
+        {"label": p.label, "utility": p.utility, "unit": p.unit, "bytes": len(f)}
+        for p, f in zip(panels, frames, strict=True)
+    ]
     pipe.write(json.dumps({"panels": named, "looks": {name: vars(look) for name, look in looks.items()}}).encode())
     pipe.write(b"\n")
     pipe.write(b"".join(frames))
@@ -97,7 +104,12 @@ def receive(pipe: IO[bytes]) -> tuple[list[Panel], dict[str, Look]]:
     """What `send` wrote."""
     told = json.loads(pipe.readline())
     panels = [
-        Panel(rows=pd.read_feather(io.BytesIO(pipe.read(one["bytes"]))), label=one["label"], utility=one["utility"])
+        Panel(
+            rows=pd.read_feather(io.BytesIO(pipe.read(one["bytes"]))),
+            label=one["label"],
+            utility=one["utility"],
+            unit=one["unit"],
+        )
         for one in told["panels"]
     ]
     return panels, {name: Look(**look | {"dash": dash(look["dash"])}) for name, look in told["looks"].items()}
@@ -115,7 +127,7 @@ def draw(panels: Sequence[Panel], looks: Mapping[str, Look]) -> list[str]:
     return [
         figures.pareto_svg(panel.rows, panel.utility, looks, f"p{i}", panel.label)
         if panel.utility
-        else figures.curve_svg(panel.rows, looks, f"c{i}", panel.label)
+        else figures.curve_svg(panel.rows, looks, f"c{i}", panel.label, panel.unit)
         for i, panel in enumerate(panels)
     ]
 

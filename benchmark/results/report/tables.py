@@ -1,136 +1,93 @@
 """The board's tables as a page shows them: which columns, in which words, sorted by what."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pandas as pd
 
+from benchmark.results.report.columns import ALWAYS, CELLS, HIDDEN, LEADERBOARD, Title, title
+from benchmark.results.report.fields import Field, clip, field, is_missing, number, text_of
+from leaderboards import troubles
 from leaderboards.board import CONTROL, Board
 
-DASH = "\N{EN DASH}"  # a missing number
 CELL = ["model", "scenario", "concept", "defense", "attack", "budget", "seed"]
-SHOWN = {
-    "rank": "rank",
-    "defense": "defense",
-    "model": "model",
-    "scenario": "scenario",
-    "titer": "titer",
-    "worst_presence": "worst presence",
-    "worst_attack": "worst attack",
-    "presence_before": "before attack",
-    "retained_accuracy": "retained",
-    "clip_score": "CLIP score",
-    "kid": "KID",
-    "fid": "FID",
-    "lpips": "LPIPS",
-    "cmmd": "CMMD",
-    "benign_adaptation": "benign adaptation",
-    "status": "status",
-    "fidelity": "fidelity",
-    "concepts": "concepts",
-    "images": "images",
-    "defend_seconds": "seconds",
-    "peak_memory_mib": "MiB",
-    "effort_area": "effort area",
-}
-MEASURED = {
-    "presence_before": "before",
-    "presence_after": "after",
-    "ceiling": "ceiling",
-    "recovered": "recovered",
-    "reactivation_rate": "reactivation",
-    "clip_score": "CLIP score",
-}
-SHARES = ("presence", "worst", "ceiling", "recovered", "reactivation", "retained", "effort", "benign")
-ALWAYS = ("rank", "defense", "titer", "worst_presence", "worst_attack", "presence_before", "status")
+LEVEL = 0.05  # of the tests between two defenses, corrected for their number
 
 
-@dataclass(frozen=True, kw_only=True)
-class Field:
-    """One field of a table: its text, what it is sorted by, and, for a share with an interval, where to draw it."""
-
-    text: str
-    order: float | str
-    span: tuple[float, float, float] | None = None
-    is_number: bool = False
-    badge: str = ""
+def table(titles: Sequence[Title], rows: Sequence[tuple[bool, Sequence[Field]]]) -> dict[str, Any]:
+    """What the template draws a table from. A row is a pair: whether it is the control's, and its fields."""
+    found = [replace(title, is_number=any(line[i].is_number for _, line in rows)) for i, title in enumerate(titles)]
+    return {"titles": found, "rows": rows, "filters": filters([title.name for title in titles])}
 
 
-def is_missing(value: Any) -> bool:
-    """True for None, NaN and NA."""
-    return bool(pd.isna(value))
-
-
-def number(value: Any, *, share: bool) -> str:
-    """A number for people: two decimals for a share, else three digits; a dash where it is missing."""
-    if is_missing(value):
-        return DASH
-    if isinstance(value, int) or (float(value).is_integer() and not share):
-        return f"{int(value):,}"
-    return f"{value:.2f}" if share else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def field(name: str, value: Any, low: Any = None, high: Any = None) -> Field:
-    """One field of a table by the name of its column."""
-    if name == "titer":
-        return titer_field(value)
-    if name == "status":
-        return Field(text=str(value), order=str(value), badge="ok" if value == "ok" else "bad")
-    if isinstance(value, str) or value is None:
-        return Field(text=value or DASH, order=value or "")
-    share = name.startswith(SHARES)
-    text, order = number(value, share=share), "" if is_missing(value) else float(value)
-    if is_missing(value) or low is None or is_missing(low) or is_missing(high):
-        return Field(text=text, order=order, is_number=True)
-    drawn = (clip(low), clip(value), clip(high)) if share else None
-    bounds = f"[{number(low, share=share)}, {number(high, share=share)}]"
-    return Field(text=f"{text} {bounds}", order=order, span=drawn, is_number=True)
-
-
-def clip(value: float) -> float:
-    """A share in percent, within what is drawn."""
-    return round(100 * min(1.0, max(0.0, float(value))), 1)
-
-
-def titer_field(value: Any) -> Field:
-    """A titer as written; a censored one sorts just after the same number."""
-    if is_missing(value):
-        return Field(text=DASH, order="", is_number=True)
-    text = str(value)
-    bound = float(text.removeprefix(">="))
-    return Field(text=text.replace(">=", "≥ "), order=bound + 0.5 * text.startswith(">="), is_number=True)
-
-
-def leaderboard(board: Board) -> dict[str, Any]:
-    """Titles and rows; columns that say nothing are left out."""
+def leaderboard(board: Board, anchors: Mapping[str, str]) -> dict[str, Any]:
+    """Titles and rows; columns that say nothing are left out. `anchors` are the images of each defense."""
     rows = board.leaderboard
-    further = {name: name for name in map(str, rows) if name not in SHOWN and is_extra(rows, name)}
-    names = {n: t for n, t in (SHOWN | further).items() if n in rows and (n in ALWAYS or is_told(rows, n))}
-    lines = [[field(name, row[name], *bounds(row, name)) for name in names] for row in rows.to_dict("records")]
-    controls = [row == CONTROL for row in rows["defense"]]
-    return {"titles": list(names.values()), "rows": list(zip(controls, lines, strict=True)), "filters": filters(names)}
+    known = [name for name in LEADERBOARD if name in rows and (name in ALWAYS or is_told(rows, name))]
+    further = [name for name in map(str, rows) if name not in LEADERBOARD and is_extra(rows, name)]
+    names, alike, lines = [*known, *further], ties(board), list[tuple[bool, list[Field]]]()
+    for at, row in enumerate(rows.to_dict("records")):
+        line = {name: field(name, row[name], *bounds(row, name)) for name in names}
+        if at in alike:
+            line["rank"] = replace(line["rank"], sign="≈", hint=alike[at])
+        if link := anchors.get(row["defense"], ""):
+            line["defense"] = replace(line["defense"], link=link)
+        lines.append((row["defense"] == CONTROL, list(line.values())))
+    return table([title(name) for name in names], lines)
 
 
-def comparisons(board: Board) -> list[dict[str, Any]]:
-    """Paired differences of the worst presence between each two defenses."""
-    rows = board.comparisons[board.comparisons["number"] == "worst_presence"]
+def ties(board: Board) -> dict[int, str]:
+    """Rows, by position, that are not shown to differ in worst presence from the ranked row above, and why."""
+    pairs = board.comparisons[board.comparisons["number"] == "worst_presence"].to_dict("records")
+    p = {(r["model"], r["scenario"], frozenset((r["defense_a"], r["defense_b"]))): r["p_holm"] for r in pairs}
+    found, rows = dict[int, str](), board.leaderboard.to_dict("records")
+    for at, (above, row) in enumerate(pairwise(rows), 1):
+        where = (row["model"], row["scenario"])
+        if is_missing(row["rank"]) or is_missing(above["rank"]) or where != (above["model"], above["scenario"]):
+            continue
+        value = p.get((*where, frozenset((above["defense"], row["defense"]))))
+        if value is None or is_missing(value) or value >= LEVEL:
+            why = f"p = {number(value, share=False)}" if value is not None and not is_missing(value) else "not compared"
+            found[at] = f"not shown to differ from {above['defense']}, the row above ({why})"
+    return found
+
+
+def comparisons(board: Board) -> dict[str, Any]:
+    """Paired differences of the worst presence between each two defenses; neighbours on the board come first."""
+    rows = board.comparisons[board.comparisons["number"] == "worst_presence"].to_dict("records")
     several = board.leaderboard[["model", "scenario"]].drop_duplicates().shape[0] > 1
+    place = {name: i for i, name in enumerate(dict.fromkeys(board.leaderboard["defense"]))}
+    ends = [sorted((place.get(row["defense_a"], 0), place.get(row["defense_b"], 0))) for row in rows]
+    rows = [row for _, row in sorted(zip(ends, rows, strict=True), key=lambda pair: (pair[0][1] - pair[0][0], pair[0]))]
+    titles = [
+        Title(name="names", text="pair"),
+        Title(name="value", text="difference", meaning="Worst presence of the first minus that of the second."),
+        Title(name="p", text="p", meaning="Holm-corrected for the number of pairs."),
+        Title(name="verdict", text=f"at {LEVEL}", meaning="Whether the pair is shown to differ."),
+        Title(name="detectable", text="detectable", meaning="A smaller difference would have gone unseen."),
+    ]
+    return table(titles, [(False, comparison(row, several)) for row in rows])
+
+
+def comparison(row: Mapping[Any, Any], several: bool) -> list[Field]:
+    """One line of the comparisons."""
+    names = f"{row['defense_a']} minus {row['defense_b']}" + f" ({row['model']}, {row['scenario']})" * several
+    differ = not is_missing(row["p_holm"]) and row["p_holm"] < LEVEL
+    verdict = "differ" if differ else "not shown to differ"
     return [
-        {
-            "names": f"{row['defense_a']} minus {row['defense_b']}" + f" ({row['model']}, {row['scenario']})" * several,
-            "value": field("worst_difference", row["value"], row["ci_low"], row["ci_high"]).text,
-            "p": number(row["p_holm"], share=False),
-            "detectable": number(row["detectable"], share=True),
-        }
-        for row in rows.to_dict("records")
+        Field(text=names, order=names),
+        replace(field("worst_difference", row["value"], row["ci_low"], row["ci_high"]), span=None),
+        field("p", row["p_holm"]),
+        Field(text=verdict, order=verdict, badge="ok" if differ else ""),
+        field("worst_detectable", row["detectable"]),
     ]
 
 
 def is_extra(rows: pd.DataFrame, name: str) -> bool:
     """True for a distance that has a column of its own."""
-    hidden = ("worst_presence_low", "worst_presence_high", "toy", "judge", "attack_seeds")
-    return name not in hidden and pd.api.types.is_numeric_dtype(rows[name])
+    return name not in HIDDEN and pd.api.types.is_numeric_dtype(rows[name])
 
 
 def is_told(rows: pd.DataFrame, name: str) -> bool:
@@ -152,25 +109,36 @@ def filters(names: Iterable[str]) -> list[tuple[int, str]]:
 
 
 def cells(board: Board) -> dict[str, Any]:
-    """One line for each cell: who, the numbers with their intervals, and what became of it."""
+    """One line for each cell: who, what became of it, the numbers with their intervals, and the reason."""
     names = [name for name in CELL if name not in ("model", "scenario") or board.cells[name].nunique() > 1]
     present = set(board.cells["number"])
-    numbers = {n: t for n, t in MEASURED.items() if n in present}
+    numbers = [name for name in CELLS if name in present]
     lines, parts = [], dict[tuple[Any, ...], dict[str, dict[Any, Any]]]()
     for row in board.cells.to_dict("records"):  # picking rows of a frame one by one takes seconds on a large board
         parts.setdefault(tuple(row[name] for name in CELL), {})[row["number"]] = row
     for part in parts.values():
         first = next(iter(part.values()))
-        line = [field(name, first[name]) for name in names]
+        line = [field(name, first[name]) for name in names] + [field("status", first["status"])]
         line += [field(n, *(part[n][name] for name in ("value", "ci_low", "ci_high"))) for n in numbers]
-        lines.append([*line, field("status", first["status"]), field("reason", text_of(first["reason"]))])
-    titles = [*names, *numbers.values(), "status", "reason"]
-    return {"titles": titles, "rows": [(False, line) for line in lines], "filters": filters(titles)}
+        lines.append([*line, field("reason", text_of(first["reason"]))])
+    titles = [Title(name=name, text=name, pin=int(name == names[0])) for name in (*names, "status")]
+    titles += [Title(name=name, text=CELLS[name][0], meaning=CELLS[name][1]) for name in numbers]
+    titles.append(Title(name="reason", text="reason", meaning="Why the cell is not ok."))
+    if not any(line[-1].order for line in lines):
+        titles, lines = titles[:-1], [line[:-1] for line in lines]
+    return table(titles, [(False, line) for line in lines])
 
 
-def text_of(value: Any) -> str | None:
-    """A text, or None where it is missing or empty."""
-    return None if is_missing(value) or not value else str(value)
+def warnings(found: Sequence[troubles.Trouble]) -> dict[str, Any]:
+    """Cells that are not ok or in doubt: one line for each status, defense and attack."""
+    names = ("status", "defense", "attack", "cells", "reason")
+    lines = []
+    for trouble in found:
+        line = [field("status", trouble.status), field("defense", trouble.defense), field("attack", trouble.attack)]
+        count = Field(text=str(len(trouble.cells)), order=float(len(trouble.cells)), is_number=True)
+        reason = Field(text=trouble.told, order=trouble.told, name="reason", parts=trouble.cells)
+        lines.append((False, [*line, count, reason]))
+    return table([Title(name=name, text=name) for name in names], lines)
 
 
 def matrices(board: Board) -> list[dict[str, Any]]:
