@@ -61,9 +61,11 @@ def measure(evidence: Evidence, cells: pd.DataFrame, distances: pd.DataFrame | N
     """One row for each cell and number, sorted by cell. Further metrics have rows only where they were scored."""
     rows: list[dict[str, Any]] = []
     numbers_of = _Numbers(evidence, _distances(distances), bootstrap)
-    for cell in cells.sort_values(KEY)[CELLS].to_dict("records"):
+    for cell in cells.sort_values(KEY)[[*CELLS, *(["note"] if "note" in cells else [])]].to_dict("records"):
         key = Key(*(cell[name] for name in KEY))
         numbers = list(numbers_of.cell(key, float(cell["expected"])))
+        if isinstance(note := cell.get("note"), str) and note:
+            numbers = [replace(each, flag=note) if each.name == "presence_after" else each for each in numbers]
         status, reason = _status(evidence, key, numbers, str(cell["status"]), cell["reason"])
         common = {"status": status, "reason": reason, "key": cell["key"]}
         rows.extend(key._asdict() | _row(number) | common for number in numbers)

@@ -11,6 +11,8 @@ from rich.markup import escape
 from benchmark.cli.common import Device, Json, Only, Source, StoreAt, app, chosen, out, refusing, tell
 from benchmark.config import config as configs
 from benchmark.errors import ConfigError
+from benchmark.plan.matrix import Skip
+from benchmark.plan.skips import grouped
 
 
 def planned(source: str, only: str, store: Path) -> Any:
@@ -41,9 +43,13 @@ def plan_lines(facts: Mapping[str, Any], *, has_weights: bool) -> Iterator[str]:
     for kind, count in facts["by_kind"].items():
         yield f"  {kind:9} {count['tasks']:5} tasks, {count['left']:5} to run"
     yield f"about {facts['passes']:,} U-Net passes in all; separate scripts would spend {facts['requested_passes']:,}"
-    for skip in facts["skipped"]:
-        at = f"@{skip['budget']}" * bool(skip["budget"])
-        yield f"  skipped {skip['attack']}{at} on {skip['defense']}, {skip['concept']}: {skip['reason']}"
+    if facts["cut_prompts"]:
+        count, longest = facts["cut_prompts"], facts["longest_prompt"]
+        which = f"{count} prompts are" if count > 1 else "1 prompt is"
+        yield f"  {which} longer than the model reads: the longest has {longest}"
+        yield "  tokens. What stands behind the limit, 77 for CLIP, is cut, and the rows carry a flag: shorten them"
+    for group in grouped(Skip(**skip) for skip in facts["skipped"]):
+        yield escape(f"  skipped {group.told}: {group.reason}")
 
 
 @app.command()

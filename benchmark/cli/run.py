@@ -55,13 +55,16 @@ def run(
     keep_attacks: Annotated[
         bool, typer.Option("--keep-attacks", help="NSFW suites: keep attacked weights and found prompts.")
     ] = False,
+    trust_version: Annotated[
+        bool, typer.Option("--trust-version", help="Take results for those of the code that is there now.")
+    ] = False,
 ) -> None:
     """Run a matrix: compute what is missing, then write and show the leaderboard. The same command resumes."""
     from benchmark.results import published
 
     with refusing():
         check_name(device, on_ray=executor is Executor.ray)
-    if not (dry_run or track) and (finished := published.again(source, only, out_folder, store)):
+    if not (dry_run or track or trust_version) and (finished := published.again(source, only, out_folder, store)):
         conclude(finished, finished.folder, {**NOTHING, "found": finished.tasks}, {}, quiet=quiet, as_json=as_json)
         return
     from benchmark import session
@@ -88,6 +91,9 @@ def run(
         if dry_run:
             show_plan(job, as_json)
             return
+        if trust_version:
+            job.trust()
+        warn_changed(job)
         from benchmark.runner.limits import each_task
         from benchmark.runner.progress import Bars
 
@@ -108,6 +114,12 @@ def run(
     counts = {what: len(getattr(outcome, what)) for what in NOTHING}
     reasons = {job.plan.tasks[key].label: trace.strip().rpartition("\n")[2] for key, trace in outcome.failed.items()}
     conclude(job, job.out, counts, reasons, quiet=quiet, as_json=as_json)
+
+
+def warn_changed(job: Any) -> None:
+    """Say which results are of other code than is there now, one line for each method or file."""
+    for one in job.changed():
+        err.print(f"[yellow]warning[/]: {escape(one.told)}")
 
 
 def conclude(
@@ -147,6 +159,7 @@ def score(
         Store(store).existing()
         config = rescore.with_metrics(chosen(source, only), metric or [])
         job = session.prepare(config, source=source, out=out_folder, store=store, weights="cached")
+        warn_changed(job)
         with Bars(err, [task for task in job.left if task.kind in ("embed", "score")]) as bars:
             done = job.score(bars, batch=batch)
     show_board(job, job.out)

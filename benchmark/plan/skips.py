@@ -26,7 +26,8 @@ def grouped(skips: Iterable[Skip]) -> list[LeftOut]:
     """The skips, in their order, by attack, reason and defenses."""
     by_concept: dict[tuple[str, str, str], list[str]] = {}
     for skip in skips:
-        by_concept.setdefault((skip.attack, skip.reason, skip.concept), []).append(skip.defense)
+        attack = f"{skip.attack}@{skip.budget}" if skip.budget else skip.attack
+        by_concept.setdefault((attack, skip.reason, skip.concept), []).append(skip.defense)
     found: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
     for (attack, reason, concept), defenses in by_concept.items():
         found.setdefault((attack, reason, tuple(dict.fromkeys(defenses))), []).append(concept)

@@ -1,4 +1,4 @@
-"""What a plan refuses of a suite of a sexual concept before anything is computed: see `benchmark.data.cards.safety`."""
+"""What a plan refuses of a suite of a sexual concept before anything is computed: see `benchmark.data.safety`."""
 
 from collections.abc import Collection, Iterator
 from itertools import product

@@ -6,17 +6,21 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from benchmark.errors import ConfigError
+from benchmark.model.prompts import cut
 from benchmark.plan import Plan
 from benchmark.results import published, records
 from benchmark.results.folder import claim_folder, identity
+from benchmark.results.notes import notes
 from benchmark.results.report import page
 from benchmark.results.report.sketch import Sketch
+from benchmark.runner.code import changed
 from benchmark.store import Store
 from benchmark.store.files import write_whole
 from benchmark.store.frozen import FrozenStore
@@ -38,6 +42,7 @@ class Ran:
         revision: the hub's commit of the base; empty for a folder.
         failed: tracebacks by task key.
         skipped: reasons by task key.
+        folder: the base's files; its tokenizer says which prompts are cut.
     """
 
     plan: Plan
@@ -48,6 +53,7 @@ class Ran:
     revision: str = ""
     failed: Mapping[str, str] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
+    folder: Path | None = None
 
     def refresh(self) -> Board | None:
         """Write the tables, unless they are there and would be the same; None then."""
@@ -65,7 +71,17 @@ class Ran:
         """A hash of all that the tables say."""
         config, cells = self.plan.config.raw.model_dump(mode="json"), [cell.name for cell in self.plan.cells]
         what = (config, self.plan.base, list(self.plan.tasks), cells, self.failed, self.skipped, seen.state)
-        return published.hashed(published.code(), published.versions(), *what)
+        return published.hashed(published.code(), published.versions(), *what, self.notes(seen))
+
+    def notes(self, seen: FrozenStore) -> dict[str, str]:
+        """What to mistrust in each cell."""
+        return notes(self.plan, changed(self.plan, seen.codes), self.cut)
+
+    @cached_property
+    def cut(self) -> dict[str, int]:
+        """The prompts that the base cannot read whole, with their numbers of tokens."""
+        texts = (prompt.text for task in self.plan.tasks.values() for prompt in task.prompts)
+        return cut(self.folder, texts) if self.folder else {}
 
     def publish(self, seen: FrozenStore | None = None) -> Board:
         """Write the tables, `failures.json`, the report and, last, `run.json`."""
@@ -108,7 +124,7 @@ class Ran:
         seen = seen or self.look()
         return Tables(
             scores=records.scores(self.plan, seen),
-            cells=records.cells(self.plan, seen, self.failed, self.skipped),
+            cells=records.cells(self.plan, seen, self.failed, self.skipped, self.notes(seen)),
             costs=records.costs(self.plan, seen),
             distances=records.distances(self.plan, seen),
             source=self.source,

@@ -89,10 +89,16 @@ def distances(plan: Plan, store: Store) -> pd.DataFrame:
     return pd.DataFrame(found, columns=[*columns, "metric", "identity", "value", "ci_low", "ci_high", "n", "flag"])
 
 
-def cells(plan: Plan, store: Store, failed: Mapping[str, str], skipped: Mapping[str, str]) -> pd.DataFrame:
+def cells(
+    plan: Plan,
+    store: Store,
+    failed: Mapping[str, str],
+    skipped: Mapping[str, str],
+    notes: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
     """One row for each planned cell, with what became of its tasks; skipped cells with their reasons.
 
-    A cell of which some results are there and none failed is `partial`.
+    A cell of which some results are there and none failed is `partial`. `notes` are what to mistrust, by cell.
     """
     found = []
     rates = {cell.concept.name: calibrated(plan, cell) for cell in plan.cells}
@@ -105,11 +111,11 @@ def cells(plan: Plan, store: Store, failed: Mapping[str, str], skipped: Mapping[
         found.append(
             identify(plan, cell)
             | {"kind": cell.kind, "status": status, "reason": reasons[0] if reasons else ""}
-            | {"expected": cell.expected, "key": cell.images["concept"]}
+            | {"expected": cell.expected, "key": cell.images["concept"], "note": (notes or {}).get(cell.name, "")}
             | rates[cell.concept.name]
         )
     for skip in plan.skipped:
-        empty = {"budget": skip.budget, "seed": 0, "kind": "none", "expected": 0, "key": ""}
+        empty = {"budget": skip.budget, "seed": 0, "kind": "none", "expected": 0, "key": "", "note": ""}
         named = {"concept": skip.concept, "defense": skip.defense, "attack": skip.attack, "reason": skip.reason}
         found.append({"model": plan.config.raw.model, "scenario": skip.scenario, **named, "status": "skipped", **empty})
     return pd.DataFrame(found)

@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 from benchmark.plan import Plan
 from benchmark.plan.task import Task
 from benchmark.runner import stages
+from benchmark.runner.code import code_of, pin
 from benchmark.runner.limits import TimeLimitError, limited, out_of_memory, smaller
 from benchmark.runner.nsfw import is_private_attack
 from benchmark.runner.stages import Bench
@@ -134,6 +135,7 @@ def run(plan: Plan, bench: Bench, events: Events, executor: Executor) -> Outcome
     """
     stages.check(task for key, task in plan.tasks.items() if task.kind == "score" and not bench.store.has(key))
     bench.private = {key: task for key, task in plan.tasks.items() if task.is_private and task.kind == "generate"}
+    pin(plan)
     found = Run(plan, bench, events)
     with bench.store.using():
         executor(found)
@@ -157,13 +159,14 @@ def attempt(task: Task, bench: Bench, events: Events) -> Attempt:
 
 def compute(task: Task, bench: Bench, events: Events) -> None:
     """Run a task's stage and put its result; with smaller batches while there is not enough memory."""
-    before = bench.batch
+    before, code = bench.batch, code_of(task)
 
     def once(batch: int) -> None:
         bench.batch = batch
         with limited(events.step) as report:
             write, meta = stages.run(task, bench, report)
-        bench.store.put(task.key, write, {**meta, "label": task.label, **task.noted(), **swept(task, bench)})
+        known = {"label": task.label, **task.noted(), "code": code, **swept(task, bench)}
+        bench.store.put(task.key, write, meta | known)
 
     try:
         smaller(before, once, least=1 if task.kind in BATCHED else before)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from benchmark.plan.task import Task
 from benchmark.results import publish, published
 from benchmark.results.publish import Ran
 from benchmark.runner import nsfw, rescore
+from benchmark.runner.code import Changed, changed, code_of
 from benchmark.runner.executors import Executor
 from benchmark.store import Store
 from leaderboards.board import Board
@@ -63,7 +65,22 @@ class Session:
             revision=self.revision,
             failed=self.failed,
             skipped=self.skipped,
+            folder=self.folder,
         )
+
+    @cached_property
+    def cut(self) -> dict[str, int]:
+        """The prompts that the base cannot read whole, with their numbers of tokens; needs its tokenizer only."""
+        return self.ran.cut
+
+    def changed(self) -> list[Changed]:
+        """What is not as it was when the results in the store were made: code of plug-ins, files in their fields."""
+        return changed(self.plan, self.ran.look().codes)
+
+    def trust(self) -> None:
+        """Take the results in the store for those of the code that is there now."""
+        for key in {key for one in self.changed() for key in one.keys}:
+            self.store.note(key, code=code_of(self.plan.tasks[key]))
 
     def facts(self, todo: list[Task] | None = None) -> dict[str, Any]:
         """Counts for `titer plan` and `titer status`; `todo` is what is left, if that is known."""
@@ -83,6 +100,8 @@ class Session:
             "passes": self.plan.passes,
             "requested_passes": self.plan.requested,
             "skipped": [vars(skip) for skip in self.plan.skipped],
+            "cut_prompts": len(self.cut),
+            "longest_prompt": max(self.cut.values(), default=None),
         }
 
     def run(

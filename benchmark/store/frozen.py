@@ -41,6 +41,11 @@ class FrozenStore(Store):
         return self.markers[key]
 
     @property
+    def codes(self) -> dict[str, dict[str, str]]:
+        """What was kept of the code behind each result, by key."""
+        return {key: marker["code"] for key, marker in self.markers.items() if marker.get("code")}
+
+    @property
     def state(self) -> str:
         """A hash over what was finished: the same results have the same."""
         found = hashlib.sha256()

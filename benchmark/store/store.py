@@ -312,6 +312,14 @@ class Store:
         except OSError as error:
             raise StoreError(f"expected to shrink {folder}, got {error}: check its permissions.") from error
 
+    def note(self, key: str, **more: Any) -> None:
+        """Note `more` in the marker of a result; its files stay as they are.
+
+        Raises:
+            StoreError: there is no such result, or it cannot be changed.
+        """
+        self.shrink(key, self.marker(key).get("files", {}), **more)
+
     def aside(self) -> Path:
         """A new name for a folder that is no result yet, or no more."""
         return self.root / names.TEMPORARY / uuid.uuid4().hex

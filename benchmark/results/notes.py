@@ -1,0 +1,38 @@
+"""What to mistrust in a cell beside its status: results of code that changed since, and prompts that were cut."""
+
+from collections.abc import Iterable, Mapping
+
+from benchmark.plan import Cell, Plan
+from benchmark.runner.code import Changed
+
+
+def notes(plan: Plan, changed: Iterable[Changed], cut: Mapping[str, int]) -> dict[str, str]:
+    """A note for each cell that needs one, by the cell's name.
+
+    Args:
+        changed: what is not as it was when results were made.
+        cut: prompts that are longer than the model reads.
+    """
+    stale: dict[str, set[str]] = {}
+    for one in changed:
+        for key in one.keys:
+            stale.setdefault(key, set()).add(one.what)
+    below: dict[str, frozenset[str]] = {}
+    for key, task in plan.tasks.items():  # parents come first
+        above = (below[parent] for parent in task.parents.values())
+        below[key] = frozenset(stale.get(key, ())).union(*above)
+    found = {}
+    for cell in plan.cells:
+        keys = (*cell.images.values(), *cell.scores.values())
+        whose = sorted(set[str]().union(*(below[key] for key in keys)))
+        said = [f"code changed since: {', '.join(whose)}"] if whose else []
+        said += [f"{count} prompts cut"] if (count := cut_in(plan, cell, cut)) else []
+        if said:
+            found[cell.name] = ", ".join(said)
+    return found
+
+
+def cut_in(plan: Plan, cell: Cell, cut: Mapping[str, int]) -> int:
+    """How many of the prompts of a cell are longer than the model reads."""
+    texts = {prompt.text for key in cell.images.values() for prompt in plan.tasks[key].prompts} if cut else set()
+    return len(texts & cut.keys())
