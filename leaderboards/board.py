@@ -15,10 +15,10 @@ from leaderboards import gap
 from leaderboards.bootstrap import Draws
 from leaderboards.cells import check_cells, check_distances, measure
 from leaderboards.comparisons import compare
-from leaderboards.evidence import COSTS, KEY, read, require
+from leaderboards.evidence import COSTS, KEY, SIMILARITY, read, require
 from leaderboards.files import write_table
 from leaderboards.pareto import membership
-from leaderboards.row import PRESENCE, RATES, ROW, UNLEARNED, Row
+from leaderboards.row import DERIVED, PRESENCE, RATES, ROW, UNLEARNED, Row
 from leaderboards.variance import split
 
 CONTROL = "none"  # the undefended base: it is listed without a rank
@@ -112,11 +112,22 @@ def _widen(tidy: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
 def _leaderboard(rows: list[Row], costs: pd.DataFrame, distances: pd.DataFrame | None) -> pd.DataFrame:
     """One line for each row; a distance that has no column of its own gets one before `toy`."""
     measured = sorted(set(distances["metric"])) if distances is not None else []
+    measured += own_metrics(rows, {*LEADERBOARD, *measured})
     gaps = list(dict.fromkeys(name for row in rows for name in gap.over_budgets(row.cells)))
     columns = [*LEADERBOARD[:-1], *(name for name in [*measured, *gaps] if name not in LEADERBOARD), LEADERBOARD[-1]]
     utility = [*UTILITY, "cmmd", *UNLEARNED, *measured]
     board = pd.DataFrame([row.summary(costs, utility) for row in rows], columns=columns)
     return _ranked(board, pd.Series([not row.untold for row in rows], index=board.index, dtype=bool))
+
+
+def own_metrics(rows: list[Row], known: set[str]) -> list[str]:
+    """Metrics of single images that have no column of their own: by their labels on the safe or the concept's images.
+
+    Judges, and what the cells derive, have columns already or stand in the cells alone.
+    """
+    found = {name for row in rows for name in row.numbers["number"]}
+    derived = (*DERIVED, "judge", SIMILARITY, "sgr", "clip_score", "benign_adaptation")
+    return sorted(name for name in found - known if not name.startswith(derived))
 
 
 def _ranked(board: pd.DataFrame, is_whole: pd.Series) -> pd.DataFrame:

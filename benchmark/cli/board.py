@@ -1,11 +1,13 @@
 """Commands that publish: board and export."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from benchmark.cli.common import Only, Out, Source, StoreAt, app, chosen, out, refusing
+from benchmark.cli.common import Json, Only, Out, Source, StoreAt, app, chosen, out, refusing
 
 
 @app.command()
@@ -18,6 +20,7 @@ def board(
     reported: Annotated[
         bool, typer.Option("--reported", help="Also show what papers and public boards report, in reported.csv.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Write and show the leaderboard from what is in the store; computes no images and no scores."""
     from benchmark import session
@@ -30,14 +33,26 @@ def board(
         ]
         folder = (out_folder or Path("runs") / "merged") if many else jobs[0].out
         published = session.merge(jobs, folder) if many else jobs[0].publish()
+        files = drawn_figures(published, folder, jobs) if figures else []
+        if as_json:
+            rows = json.loads(published.leaderboard.to_json(orient="records", double_precision=15))
+            out.print_json(json.dumps({"folder": str(folder), "leaderboard": rows}))
+            return
         show_board(published, folder)
+        if many:
+            out.print("no report: images and curves of a run are in its own, runs/NAME/report/index.html")
         if reported:
             show_reported(published, folder)
-        if figures:
-            from benchmark.results.report import figures as drawn
+        for file in files:
+            out.print(str(file))
 
-            for file in drawn.save(published, folder / "figures"):
-                out.print(str(file))
+
+def drawn_figures(published: Any, folder: Path, jobs: Sequence[Any]) -> list[Path]:
+    """The figures for a paper, with the units of the attacks' budgets."""
+    from benchmark.results.report import figures, series
+
+    units = {attack: unit for job in jobs for attack, unit in series.units(job.plan).items()}
+    return figures.save(published, folder / "figures", units)
 
 
 @app.command()

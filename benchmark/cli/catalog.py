@@ -78,11 +78,13 @@ def preset_summary(name: str) -> str:
 
 
 def details(name: str) -> dict[str, Any]:
-    """All that is known under a name: plug-ins of every kind, a concept, a preset."""
+    """All that is known under a name: plug-ins of every kind, a concept, a preset; or what a card in a file says."""
     found: dict[str, Any] = {}
     for kind in KINDS.values():
         if name in registry.names(kind):
             found |= {f"{kind} {key}": value for key, value in plugin(kind, name).items()}
+    if is_card(name):
+        return {"concept": data.describe(data.load_concept(name))}
     if name in data.cards():
         found["concept"] = data.describe(data.load_concept(name))
     if name in config.presets():
@@ -91,6 +93,11 @@ def details(name: str) -> dict[str, Any]:
         known = [n for kind in KINDS.values() for n in registry.names(kind)]
         raise ConfigError(unknown("name", name, [*known, *data.cards(), *config.presets()]))
     return found
+
+
+def is_card(name: str) -> bool:
+    """Whether a name is that of a file with a card."""
+    return name.endswith((".yaml", ".yml")) and Path(name).expanduser().is_file()
 
 
 def plugin(kind: registry.PluginKind, name: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,22 @@ out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty()
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 CURE = "make room, give rights, or name another place"
+
+def say_version(asked: bool) -> None:
+    """Print the version and leave."""
+    if asked:
+        out.print(f"titer {version('titer')}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    version: Annotated[
+        bool, typer.Option("--version", callback=say_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """The command `titer`."""
+
 
 Source = Annotated[str, typer.Argument(help="A preset (see `titer list presets`) or a YAML file.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run's tables; default runs/<name>.")]

@@ -85,7 +85,9 @@ def list_(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="What `titer list` names: a plug-in, a concept, a preset.")],
+    name: Annotated[
+        str, typer.Argument(help="A plug-in, a concept or a preset that `titer list` names, or a card: FILE.yaml.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Show a plug-in, a concept or a preset: its documentation, its fields and defaults, its fidelity."""

@@ -2,10 +2,9 @@
 
 import dataclasses
 import hashlib
-import inspect
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from benchmark.config import registry
 from benchmark.config.entries import adapter
@@ -44,15 +43,8 @@ def check(kind: PluginKind, method: Any) -> None:
         raise ConfigError(f"expected a {kind}, got a {cls.__name__}: derive it from {base.__module__}.{base.__name__}.")
     if "__dataclass_params__" not in vars(cls) or not vars(cls)["__dataclass_params__"].frozen:
         raise ConfigError(f"expected a frozen {cls.__name__}: write @dataclass(frozen=True, kw_only=True) above it.")
-    declared = [n for c in cls.__mro__ for n, t in inspect.get_annotations(c).items() if is_class_data(t)]
-    missing = [name for name in declared if not hasattr(cls, name)]
-    if missing:
+    if missing := registry.undeclared(cls):
         raise ConfigError(f"expected {', '.join(missing)} in {cls.__name__}, got none: see {base.__module__}.")
-
-
-def is_class_data(annotation: Any) -> bool:
-    """Whether it is `ClassVar[...]`."""
-    return getattr(annotation, "__origin__", None) is ClassVar
 
 
 def installed(kind: PluginKind, cls: type[Any]) -> str | None:

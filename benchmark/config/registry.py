@@ -10,7 +10,7 @@ import importlib
 import inspect
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from benchmark.errors import ConfigError, PluginError, unknown
 
@@ -94,7 +94,23 @@ def derived(loaded: Any, kind: PluginKind, name: str) -> type[Any]:
         raise PluginError(
             f"expected {kind} {name!r} to be a dataclass that derives from {base.__name__}, got {loaded}."
         )
+    if missing := undeclared(loaded):
+        raise PluginError(
+            f"expected {', '.join(missing)} in {loaded.__name__}, the {kind} {name!r}, got none: set what "
+            f"{base.__module__}.{base.__name__} declares, or derive from a class that sets it."
+        )
     return loaded
+
+
+def undeclared(cls: type[Any]) -> list[str]:
+    """The class data that a plug-in's contract demands and `cls` does not set."""
+    declared = [name for c in cls.__mro__ for name, kind in inspect.get_annotations(c).items() if is_class_data(kind)]
+    return [name for name in dict.fromkeys(declared) if not hasattr(cls, name)]
+
+
+def is_class_data(annotation: Any) -> bool:
+    """Whether it is `ClassVar[...]`."""
+    return getattr(annotation, "__origin__", None) is ClassVar or str(annotation).startswith(("ClassVar", "typing.Cl"))
 
 
 def base_of(kind: PluginKind) -> type[Any]:

@@ -247,8 +247,13 @@ def spread(items: tuple[T, ...], count: int) -> tuple[T, ...]:
 
 
 def describe(concept: Concept) -> dict[str, Any]:
-    """What `titer show` prints of a concept."""
-    splits = {split: [p.text for p in concept.of(split)] for split in ("concept", "retained", "safe", "attacker")}
-    found = {"name": concept.name, "kind": concept.kind, "phrase": concept.phrase, "prompts": splits}
-    counts = Counter(picture.split for picture in concept.pictures)
-    return found | ({"pictures": dict(counts)} if counts else {})
+    """What `titer show` prints of a concept: all that a card says, expanded; a prompt with its label in brackets."""
+    names = dict.fromkeys(prompt.split for prompt in concept.prompts)
+    splits = {split: [f"{p.text} [{p.label}]" if p.label else p.text for p in concept.of(split)] for split in names}
+    found: dict[str, Any] = {"name": concept.name, "kind": concept.kind, "scenario": concept.scenario}
+    found |= {"phrase": concept.phrase, "subject": concept.subject, "drawn": concept.drawn}
+    found |= {"wordings": list(concept.wordings), "paraphrases": list(concept.paraphrases)}
+    found |= {"labels": dict(concept.labels), "cross_labels": dict(concept.cross_labels)}
+    found |= {"judges": dict(concept.judges), "classes": {k: list(v) for k, v in concept.classes.items()}}
+    found |= {"prompts": splits, "pictures": dict(Counter(picture.split for picture in concept.pictures))}
+    return {name: value for name, value in found.items() if value}

@@ -12,17 +12,25 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from benchmark.config import registry
 from benchmark.errors import ConfigError, FolderError, unknown
 
+STYLES = ("weight", "prompt", "reword", "sampling")  # of attacks; the first is written where none is asked for
 
-def write(kind: str, name: str, folder: Path) -> list[Path]:
+
+def write(kind: str, name: str, folder: Path, style: str = "") -> list[Path]:
     """Write the package into `folder`, which must not exist; returns its files, the method's first.
 
+    Args:
+        style: of an attack: whether it changes weights, searches or rewords prompts, or starts the sampling elsewhere.
+
     Raises:
-        ConfigError: no such kind, or a name that is no identifier or is taken.
+        ConfigError: no such kind or style, or a name that is no identifier or is taken.
         FolderError: the folder exists, or cannot be made.
     """
     known = {k: plural for k, plural in registry.FOLDERS.items() if k == kind}
     if not known:
         raise ConfigError(unknown("kind", kind, registry.FOLDERS))
+    if style and (kind != "attack" or style not in STYLES):
+        wanted = STYLES if kind == "attack" else ("no --kind, which only attacks have",)
+        raise ConfigError(f"expected {', '.join(wanted)}, got {style!r}: choose one of these.")
     check_name(next(iter(known)), name)
     if folder.exists():
         raise FolderError(f"expected a new folder, got {str(folder)!r}, which exists: choose another with --to.")
@@ -30,7 +38,7 @@ def write(kind: str, name: str, folder: Path) -> list[Path]:
         loader=PackageLoader("benchmark.kit"), undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
     )
     words = {"kind": kind, "folder": known[kind], "name": name, "titer": version("titer")}  # type: ignore[index]
-    method = env.get_template(f"{kind}.py.jinja")
+    method = env.get_template(f"{kind}{f'-{style}' if style not in ('', STYLES[0]) else ''}.py.jinja")
     camel = "".join(part.capitalize() for part in name.split("_"))
     used = re.findall(r"\w+", method.render(words | {"cls": ""}))
     words["cls"] = camel + kind.capitalize() if camel in used else camel

@@ -164,4 +164,5 @@ def merge(runs: Sequence[Ran], out: Path) -> Board:
     draws = max(run.plan.config.raw.draws for run in runs)
     board = build_board(t.scores, t.cells, t.costs, t.distances, draws=draws)
     board.write(out)
+    write_table(board.leaderboard, out / published.LEADERBOARD)
     return board

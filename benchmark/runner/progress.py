@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from benchmark.plan.task import Task
 
 ROWS = 8  # tasks that are shown at once
+ENOUGH = 0.02  # share of the work that is done before the time left is told: the first tasks load the model
 
 log = logging.getLogger(__name__)
 
@@ -95,9 +96,9 @@ class Bars:
                 self.console.print(line, markup=False)
 
     def time_left(self) -> str:
-        """How long the rest takes, if it goes on as so far."""
+        """How long the rest takes, if it goes on as so far; nothing before enough of it is known."""
         rest = sum(self.waiting.values())
-        if not rest or not self.ended:
+        if not rest or self.ended < ENOUGH * (self.ended + rest):
             return ""
         seconds = (time.monotonic() - self.began) * rest / self.ended
         return f", about {timedelta(seconds=round(seconds))} left"

@@ -242,6 +242,39 @@ def test_show_prints_the_fidelity_badge() -> None:
     assert '"eta": 1.0' in shown
 
 
+def test_a_card_is_shown_whole_by_its_name_and_from_a_file(tmp_path: Path) -> None:
+    shipped = json.loads(titer("show", "cigarette", "--json").stdout)["concept"]
+    write_config(tmp_path, tmp_path)
+    own = json.loads(titer("show", tmp_path / "cat.yaml", "--json").stdout)["concept"]
+
+    assert {"labels", "wordings", "paraphrases", "phrase", "kind", "prompts"} <= shipped.keys()
+    assert own["labels"] == {"cat": "an emoji of a cat", "dog": "an emoji of a dog", "something else": "something else"}
+    assert own["paraphrases"] == ["kitten", "small pet"]
+    assert own["prompts"]["concept"] == ["a cat one [cat]", "a cat two [cat]"]
+    assert own["prompts"]["safe"] == ["dog one", "dog two"]
+
+
+def test_the_version_is_told() -> None:
+    from importlib.metadata import version
+
+    assert titer("--version").stdout.strip() == f"titer {version('titer')}"
+
+
+def test_what_is_left_out_is_said_once_for_all_defenses(tiny_folder: Path, tmp_path: Path) -> None:
+    defenses = ["none", *({"use": "esd", "as": f"d{i}", "steps": i + 1} for i in range(5))]
+    config = write_config(tmp_path, tiny_folder, defenses=defenses, attacks=["none", "lora"], budgets=[])
+    lines = [line for line in titer("plan", config, "--store", tmp_path / "s").stdout.splitlines() if "skipped" in line]
+
+    assert lines == ["  skipped lora on cat (6 defenses): the config has no budgets"]
+
+
+def test_a_board_as_json_is_one_object(done: tuple[Path, list[object], Result]) -> None:
+    folder, words, _ = done
+    result = titer("board", words[1], "--out", folder / "out", "--store", folder / "store", "--json")
+
+    assert [row["defense"] for row in json.loads(result.stdout)["leaderboard"]] == ["esd", "none"]
+
+
 def test_an_unknown_name_names_the_nearest() -> None:
     for words, near in ((("show", "esdd"), "'esd'"), (("list", "defense"), "'defenses'")):
         result = titer(*words)

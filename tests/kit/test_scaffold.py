@@ -98,11 +98,15 @@ def one_line(*words: str) -> str:
     return result.stderr
 
 
-@pytest.mark.parametrize("kind", ["defense", "attack", "metric"])
-def test_a_new_plugin_installs_passes_its_test_and_is_listed(kind: str, tmp_path: Path, install: Install) -> None:
-    name, folder = f"titer_kit_{kind}", tmp_path / "made" / "here"
+@pytest.mark.parametrize(
+    ("kind", "style"), [("defense", ""), ("metric", ""), *(("attack", style) for style in ("", *scaffold.STYLES[1:]))]
+)
+def test_a_new_plugin_installs_passes_its_test_and_is_listed(
+    kind: str, style: str, tmp_path: Path, install: Install
+) -> None:
+    name, folder = f"titer_kit_{style}{kind}", tmp_path / "made" / "here"
 
-    result = runner.invoke(app, ["new", kind, name, "--to", str(folder)])
+    result = runner.invoke(app, ["new", kind, name, "--to", str(folder), *(["--kind", style] if style else [])])
 
     assert result.exit_code == 0, result.output
     assert {f.name for f in folder.iterdir()} == {f"{name}.py", f"test_{name}.py", "pyproject.toml", "README.md"}
@@ -118,6 +122,8 @@ def test_a_new_plugin_installs_passes_its_test_and_is_listed(kind: str, tmp_path
 def test_new_plugins_are_clean(tmp_path: Path) -> None:
     for kind in registry.FOLDERS:
         scaffold.write(kind, f"titer_kit_{kind}", tmp_path / kind)
+    for style in scaffold.STYLES[1:]:
+        scaffold.write("attack", f"titer_kit_{style}", tmp_path / "attack" / style, style)
     rules = ["--isolated", "--line-length", "120"]
 
     check, form = ["check", "--select", "E,F,W,UP,B,D1"], ["format", "--check"]
@@ -195,6 +201,27 @@ def test_broken_plugins_are_listed_with_their_error_and_stop_nobody_else(
     assert summaries["esd"].startswith("ESD")
     assert runner.invoke(app, ["plan", str(write_config(tmp_path, tiny_folder))]).exit_code == 0
     assert any("titer_kit_syntax" in str(item) for item in config.schema()["properties"]["defenses"]["items"]["anyOf"])
+
+
+@pytest.mark.parametrize("words", [("attack", "--kind", "worse"), ("defense", "--kind", "prompt")])
+def test_an_unknown_style_stops_with_2(tmp_path: Path, words: tuple[str, ...]) -> None:
+    kind, *options = words
+    result = runner.invoke(app, ["new", kind, "titer_kit_style", "--to", str(tmp_path / "x"), *options])
+
+    assert result.exit_code == 2 and not (tmp_path / "x").exists()
+
+
+def test_an_attack_that_does_not_say_what_it_changes_is_refused(tmp_path: Path, install: Install) -> None:
+    """By the conformance suite, and by a plan in one line."""
+    folder = tmp_path / "made"
+    (file, *_) = scaffold.write("attack", "titer_kit_silent", folder, "reword")
+    lines = [line for line in file.read_text().splitlines(keepends=True) if not line.startswith("    changes =")]
+    file.write_text("".join(lines))
+    cls = next(iter(install(folder).values())).TiterKitSilent
+    with pytest.raises(PluginError, match=r"expected changes in TiterKitSilent.*docs/add-a-defense"):
+        conformance.check_attack(cls)
+    with pytest.raises(PluginError, match="expected changes in TiterKitSilent, the attack 'titer_kit_silent'"):
+        registry.find("attack", "titer_kit_silent")
 
 
 def changed(tmp_path: Path, kind: str, old: str, new: str) -> Any:

@@ -533,3 +533,12 @@ def test_images_of_other_numbers_are_not_paired() -> None:
     scores.loc[mine, "image"] += 100
     numbers = cell(make((scores, cells, costs)), **LORA_50)
     assert numbers.loc["reactivation_rate", "n"] == 0 and np.isnan(numbers.loc["reactivation_rate", "value"])
+
+
+def test_an_image_metric_of_ones_own_has_a_column() -> None:
+    scores, cells, costs = frames("esd")
+    own = scores[scores["metric"] == "clip_score"].assign(metric="sharpness", identity="mine-v1", value=7.0)
+    board = make((pd.concat([scores, own]), cells, costs)).leaderboard
+
+    assert board["sharpness"].tolist() == [7.0, 7.0]
+    assert list(board.columns[-2:]) == ["sharpness", "toy"]

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from attacks.base import Attack
+from benchmark.config.registry import undeclared
 from benchmark.kit.conformance.expect import expect
 from defenses.base import Defense
 from metrics.base import Metric
@@ -38,6 +39,8 @@ def is_a_frozen_dataclass(cls: type[Any], base: type[Any]) -> None:
     expect(own and own.frozen, f"@dataclass(frozen=True, kw_only=True) above {cls.__name__}", "a class without it")
     free = [f.name for f in fields_of(cls) if not f.kw_only]
     expect(not free, f"keyword-only fields in {cls.__name__}", free)
+    missing = undeclared(cls)
+    expect(not missing, f"{', '.join(missing)} in {cls.__name__}, as {base.__name__} declares it", "none")
     version = getattr(cls, "version", None)
     expect(isinstance(version, int), f"{cls.__name__}.version to be a whole number", version)
 

@@ -11,6 +11,8 @@ from torch import Generator, Tensor
 from benchmark.diffusion import Model
 from benchmark.errors import PluginError
 
+CONTRACTS = "docs/add-a-defense.md, add-an-attack.md and add-a-metric.md of titer"
+
 
 def expect(holds: object, expected: str, got: object = "something else") -> None:
     """Raise unless it holds.
@@ -19,7 +21,7 @@ def expect(holds: object, expected: str, got: object = "something else") -> None
         PluginError: what was expected and what was got.
     """
     if not holds:
-        raise PluginError(f"expected {expected}, got {got}: see CONTRIBUTING.md for the contract.")
+        raise PluginError(f"expected {expected}, got {got}: the contract is in {CONTRACTS}.")
 
 
 def silent(*, step: int, total: int, loss: float) -> None:

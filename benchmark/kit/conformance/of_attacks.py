@@ -21,6 +21,7 @@ def check_attack(cls: type[Attack], fields: Mapping[str, Any] | None = None) -> 
     check_class(cls, Attack, fields)
     method, model, concept, examples = small(cls, fields), tiny_model(), tiny_concept(), tiny_examples()
     rewords_repeatably(method, concept)
+    derives_from_what_it_changes(method)
     with unchanged(model):
         if isinstance(method, WeightAttack):
             finetunes_each_budget(method, model, concept, examples)
@@ -31,6 +32,13 @@ def check_attack(cls: type[Attack], fields: Mapping[str, Any] | None = None) -> 
             found_prompts_can_be_typed(method, model, concept, examples)
         elif isinstance(method, SamplingAttack):
             starts_inside_the_trajectory(method, model)
+
+
+def derives_from_what_it_changes(method: Attack) -> None:
+    """An attack with a verb derives from the class that declares it; one that only rewords changes prompts."""
+    for changes, base in (("weights", WeightAttack), ("sampling", SamplingAttack)):
+        if method.changes == changes:
+            expect(isinstance(method, base), f"an attack that changes {changes} to derive from {base.__name__}")
 
 
 def rewords_repeatably(method: Attack, concept: Concept) -> None:

@@ -77,7 +77,7 @@ def tiny_pipeline() -> StableDiffusionPipeline:
         ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
         size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
         text = CLIPTextConfig(vocab_size=len(tokenizer.get_vocab()), max_position_embeddings=12, **size, **ends)
-        schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+        schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
         return StableDiffusionPipeline(
             vae=vae,
             text_encoder=CLIPTextModel(text),
