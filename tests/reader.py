@@ -183,9 +183,9 @@ class Reader:
             case ["make", *targets]:
                 assert set(targets) <= TARGETS, f"expected targets of the Makefile, got {line}"
             case ["pip", "install", "-e", where] if not where.startswith("."):
-                self.install(self.folder / where)
+                self.install(self.folder / where.partition("[")[0])
             case ["pip", "install", *where]:
-                self.extras(where, line)
+                self.extras([word for word in where if word not in ("-c", "constraints.txt")], line)
             case ["python", "-m", "pytest", *folders]:
                 for folder in folders or ["."]:
                     self.test(self.folder / folder)
