@@ -21,6 +21,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 CURE = "make room, give rights, or name another place"
 
+
 def say_version(asked: bool) -> None:
     """Print the version and leave."""
     if asked:
