@@ -19,6 +19,7 @@ ROOT = {"types", "errors", "diffusion"}  # with `__init__`, the files of the roo
 FLOORS: tuple[tuple[str, ...], ...] = (  # each floor's rooms do not import each other
     ("types", "errors"),
     ("diffusion",),
+    ("given",),
     ("config", "data"),
     ("plan",),
     ("store", "mini"),

@@ -15,14 +15,16 @@ metrics: [clip_score, presence]
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from benchmark.config.claims import ClaimText, check_forms, check_names
 from benchmark.config.entries import SEARCH, Entry, Space, adapter, entries, entry, explain, labels_of
 from benchmark.config.registry import FOLDERS, PluginKind, find, names
-from benchmark.errors import ConfigError, PluginError, unknown
+from benchmark.errors import ConfigError, PluginError, shown, unknown
+from benchmark.given.files import is_file
+from benchmark.given.values import load_yaml
 from benchmark.types import Precision
 
 PRESETS = Path(__file__).parent / "presets"
@@ -34,35 +36,46 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def digits(value: Any) -> Any:
+    """A number as it was given: True and "1" are taken for 1 otherwise."""
+    if isinstance(value, bool | str):
+        raise ValueError("expected a number, without quotes")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(digits, json_schema_input_type=int)]
+MOST = 1_000_000  # of anything that is counted
+
+
 class Sampling(Strict):
     """How every cell's images are drawn: DDIM steps and classifier-free guidance."""
 
-    steps: int = Field(50, ge=1, le=1000)
-    guidance: float = Field(7.5, ge=1.0)
+    steps: Whole = Field(50, ge=1, le=1000)
+    guidance: float = Field(7.5, ge=1.0, le=1000, allow_inf_nan=False)
 
 
 class Counts(Strict):
     """A number for each split: images a prompt, or prompts of the card (0: all of them)."""
 
-    concept: int = Field(0, ge=0)
-    retained: int = Field(0, ge=0)
-    safe: int = Field(0, ge=0)
-    attacker: int = Field(0, ge=0)
-    defender: int = Field(0, ge=0)
-    prior: int = Field(0, ge=0)
-    benign: int = Field(0, ge=0)
+    concept: Whole = Field(0, ge=0, le=MOST)
+    retained: Whole = Field(0, ge=0, le=MOST)
+    safe: Whole = Field(0, ge=0, le=MOST)
+    attacker: Whole = Field(0, ge=0, le=MOST)
+    defender: Whole = Field(0, ge=0, le=MOST)
+    prior: Whole = Field(0, ge=0, le=MOST)
+    benign: Whole = Field(0, ge=0, le=MOST)
 
 
 class ImageCounts(Counts):
     """Images of each prompt, by split."""
 
-    concept: int = Field(1, ge=1)
-    retained: int = Field(1, ge=1)
-    safe: int = Field(1, ge=1)
-    attacker: int = Field(1, ge=1)
-    defender: int = Field(1, ge=1)
-    prior: int = Field(1, ge=1)
-    benign: int = Field(1, ge=1)
+    concept: Whole = Field(1, ge=1, le=MOST)
+    retained: Whole = Field(1, ge=1, le=MOST)
+    safe: Whole = Field(1, ge=1, le=MOST)
+    attacker: Whole = Field(1, ge=1, le=MOST)
+    defender: Whole = Field(1, ge=1, le=MOST)
+    prior: Whole = Field(1, ge=1, le=MOST)
+    benign: Whole = Field(1, ge=1, le=MOST)
 
 
 class PinnedModel(Strict):
@@ -91,41 +104,24 @@ class Adapt(Strict):
     subject: str
     attack: str | dict[str, Any]
     judge: str | dict[str, Any]
-    budget: int = Field(100, ge=1)
-
-
-class ClaimText(Strict):
-    """A paper's claim and how a run checks it: the fields of `leaderboards.claims.Claim`."""
-
-    claim: str
-    defense: str
-    statement: str
-    source: str
-    check: Literal["bound", "gap", "ratio"]
-    number: str = "presence"
-    against: str = ""
-    attack: str = ""
-    budget: int = 0
-    at_most: float | None = None
-    at_least: float | None = None
-    below: bool = True
+    budget: Whole = Field(100, ge=1, le=MOST)
 
 
 class Raw(Strict):
     """The file as written."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=100)  # of a folder
     model: ModelText
     concepts: tuple[str, ...] = Field(min_length=1)
     defenses: tuple[str | dict[str, Any], ...] = Field(min_length=1)
     attacks: tuple[str | dict[str, Any], ...] = Field(min_length=1)
     metrics: tuple[str | dict[str, Any], ...] = Field(min_length=1)
     sampling: Sampling = Sampling()  # type: ignore[call-arg]
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
-    budgets: tuple[int, ...] = ()
+    seeds: tuple[Annotated[Whole, Field(ge=0, lt=2**63)], ...] = Field((0,), min_length=1)
+    budgets: tuple[Annotated[Whole, Field(le=MOST)], ...] = ()
     images: ImageCounts = ImageCounts()  # type: ignore[call-arg]
     prompts: Counts = Counts()  # type: ignore[call-arg]
-    draws: int = Field(1000, ge=100)
+    draws: Whole = Field(1000, ge=100, le=100_000)
     precision: Precision = "float32"
     claims: tuple[ClaimText, ...] = ()
     adaptation: Adapt | None = None
@@ -215,15 +211,32 @@ def read(source: str) -> Any:
     """The values of a preset or a YAML file, not yet checked.
 
     Raises:
-        ConfigError: there is no such file, or it is no YAML.
+        ConfigError: there is no such file, or it cannot be read, or it is no YAML.
     """
     path = PRESETS / f"{source}.yaml" if source in presets() else Path(source)
-    if not path.is_file():
-        raise ConfigError(f"expected a preset or a YAML file, got {source!r}. {unknown('preset', source, presets())}")
-    try:
-        return yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"expected YAML in {path}, got {' '.join(str(error).split())}: mend the file.") from error
+    if not is_file(path):
+        raise ConfigError(f"expected a preset or a YAML file, got {shown(source)}. {unknown('preset', source, presets())}")
+    values = load_yaml(path, "YAML", ConfigError)
+    return values if source in presets() else beside(values, path.parent)
+
+
+def beside(values: Any, folder: Path) -> Any:
+    """The values of a config, the cards that it names by a path and that are not here read from its own folder."""
+
+    def at(name: Any) -> Any:
+        is_path = isinstance(name, str) and name.endswith((".yaml", ".yml"))
+        return str(folder / name) if is_path and not is_file(Path(name)) and is_file(folder / name) else name
+
+    def with_card(values: Any, key: str) -> Any:
+        return {**values, key: at(values[key])} if isinstance(values, dict) and key in values else values
+
+    if not isinstance(values, dict):
+        return values
+    lists = {key: values[key] for key in ("concepts", "attacks") if isinstance(values.get(key), list)}
+    cards = {"concepts": [at(name) for name in lists["concepts"]]} if "concepts" in lists else {}
+    attacks = {"attacks": [with_card(item, "develop") for item in lists["attacks"]]} if "attacks" in lists else {}
+    subject = {"adaptation": with_card(values["adaptation"], "subject")} if "adaptation" in values else {}
+    return {**values, **cards, **attacks, **subject}
 
 
 def parse(values: Any) -> Config:
@@ -237,12 +250,19 @@ def parse(values: Any) -> Config:
     except ValidationError as error:
         raise ConfigError(explain(error, list(Raw.model_fields))) from error
     if any(b < 1 for b in raw.budgets) or list(raw.budgets) != sorted(set(raw.budgets)):
-        raise ConfigError(f"expected rising budgets above 0, got {list(raw.budgets)}: budget 0 is always included.")
-    check_claims(raw)
-    lists = {kind: entries(kind, getattr(raw, f"{kind}s")) for kind in ("defense", "attack", "metric")}
+        raise ConfigError(
+            f"expected rising budgets above 0, got {shown(list(raw.budgets))}: budget 0 is always included."
+        )
+    for key, listed in {"concepts": raw.concepts, "seeds": raw.seeds}.items():
+        if len(set(listed)) < len(listed):
+            twice = next(item for item in listed if list(listed).count(item) > 1)
+            raise ConfigError(f"expected different {key}, got {shown(twice)} twice: remove one of them.")
+    check_forms(raw.claims)
+    lists = {kind: entries(kind, getattr(raw, plural)) for kind, plural in FOLDERS.items()}
     for label in (label for attack in lists["attack"] for label in attack.against):
         if label not in labels_of(lists["defense"]):
             raise ConfigError(unknown("defense in `against`:", label, labels_of(lists["defense"])))
+    check_names(raw.claims, dict(lists), raw.budgets)
     for attack in lists["attack"]:
         if attack.develop in raw.concepts:
             raise ConfigError(
@@ -264,18 +284,6 @@ def adaptation(given: Adapt | None) -> Adaptation | None:
     if attack.trials or attack.method.changes != "weights":
         raise ConfigError(f"expected an adaptation that trains weights, got {attack.use!r}: use lora, for example.")
     return Adaptation(given.subject, attack, judge, given.budget)
-
-
-def check_claims(raw: Raw) -> None:
-    """Refuse a claim that its check cannot decide."""
-    for claim in raw.claims:
-        limits = (claim.at_most is not None) + (claim.at_least is not None)
-        if limits != (claim.check != "gap"):
-            raise ConfigError(
-                f"expected at_most or at_least in claim {claim.claim!r}, and neither in a gap, got {limits} of them."
-            )
-        if claim.check != "bound" and not claim.against:
-            raise ConfigError(f"expected `against: DEFENSE` in the {claim.check} claim {claim.claim!r}, got none.")
 
 
 def restrict(config: Config, only: Mapping[str, tuple[str, ...]]) -> Config:

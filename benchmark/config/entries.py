@@ -11,14 +11,18 @@ import dataclasses
 from collections.abc import Hashable, Mapping
 from functools import cache, cached_property
 from itertools import product
+from math import prod
 from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from benchmark.config import bounds
 from benchmark.config.registry import PluginKind, find, names
-from benchmark.errors import ConfigError, unknown
+from benchmark.errors import ConfigError, clipped, shown, unknown
+from benchmark.given import words
 
 SEARCH, LARGEST = "search:", 64
+PARTS = 8  # defenses on top of each other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +65,8 @@ class Range(BaseModel):
     """A range to search, for a field that is a number."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    low: float
-    high: float
+    low: float = Field(allow_inf_nan=False)
+    high: float = Field(allow_inf_nan=False)
     log: bool = False
 
 
@@ -86,7 +90,10 @@ def entries(kind: PluginKind, listed: tuple[str | dict[str, Any], ...]) -> tuple
     for item in listed:
         found = entry(kind, item, built)
         if found.label in built:
-            raise ConfigError(f"expected different labels for {kind}s, got {found.label!r} twice: name one with `as:`.")
+            raise ConfigError(
+                f"expected different labels for {kind}s, got {found.label!r} twice: name one with `as:`, or in "
+                "benchmark.run with a mapping of names to methods."
+            )
         built[found.label] = found
     return tuple(built.values())
 
@@ -102,7 +109,7 @@ def entry(kind: PluginKind, item: str | dict[str, Any], known: Mapping[str, Entr
             return followed(kind, left, known[right] if right in known else entry(kind, right), known)
     given = {"use": item} if isinstance(item, str) else dict(item)
     if not isinstance(given.get("use"), str):
-        raise ConfigError(f"expected `use: NAME` in every {kind}, got {item!r}: write {{use: NAME, ...}}.")
+        raise ConfigError(f"expected `use: NAME` in every {kind}, got {shown(item)}: write {{use: NAME, ...}}.")
     if given.get("after") is not None:
         return after(kind, given, known)
     if kind == "attack" and given["use"].startswith(SEARCH):
@@ -119,7 +126,7 @@ def after(kind: PluginKind, given: dict[str, Any], known: Mapping[str, Entry]) -
         whole = followed(kind, left, part, known, given.get("at", 0))
     else:
         whole = composed(kind, f"{left}+{use}", {**known, use: part})
-    return dataclasses.replace(whole, label=str(given.get("as", whole.label)))
+    return dataclasses.replace(whole, label=label_of(kind, given, whole.label))
 
 
 def composed(kind: PluginKind, name: str, known: Mapping[str, Entry]) -> Entry:
@@ -129,14 +136,16 @@ def composed(kind: PluginKind, name: str, known: Mapping[str, Entry]) -> Entry:
         ConfigError: it is not a defense, or there is no such part.
     """
     if kind != "defense":
-        raise ConfigError(f"expected one {kind}, got {name!r}: only defenses compose.")
+        raise ConfigError(f"expected one {kind}, got {shown(name)}: only defenses compose.")
+    if name.count("+") >= PARTS:
+        raise ConfigError(f"expected at most {PARTS} defenses on top of each other, got {shown(name)}: name fewer.")
     left, _, right = name.rpartition("+")
     before = known[left] if left in known else entry(kind, left, known)
     if before.method.fidelity == "control":
-        raise ConfigError(f"expected a defense to build on, got {left!r}: `{right}` alone is the same.")
+        raise ConfigError(f"expected a defense to build on, got {shown(left)}: `{right}` alone is the same.")
     top = known[right] if right in known else entry(kind, right)
     if top.after is not None:
-        raise ConfigError(f"expected a plain defense after the last +, got {right!r}: compose it from the left.")
+        raise ConfigError(f"expected a plain defense after the last +, got {shown(right)}: compose it from the left.")
     return dataclasses.replace(top, label=name, after=before)
 
 
@@ -147,14 +156,14 @@ def followed(kind: PluginKind, left: str, right: Entry, known: Mapping[str, Entr
         ConfigError: a trains no weights, b searches no prompts, or `at` is no number of steps.
     """
     if kind != "attack":
-        raise ConfigError(f"expected one {kind}, got {left}>{right.use}: only attacks follow each other with >.")
+        raise ConfigError(f"expected one {kind}, got {shown(left)}>{right.use}: only attacks follow each other with >.")
     before = known[left] if left in known else entry(kind, left, known)
     if not hasattr(before.method, "finetune") or before.trials or before.after:
-        raise ConfigError(f"expected an attack that trains weights before >, got {left!r}: use lora, for example.")
+        raise ConfigError(f"expected an attack that trains weights before >, got {shown(left)}: use lora, for example.")
     if right.after or not hasattr(right.method, "search"):
         raise ConfigError(f"expected an attack that searches prompts after >, got {right.use!r}: use unlearndiffatk.")
-    if not isinstance(at, int) or at < 0:
-        raise ConfigError(f"expected `at:` steps of {left!r}, got {at!r}: give one of the run's budgets.")
+    if not isinstance(at, int) or isinstance(at, bool) or at < 0:
+        raise ConfigError(f"expected `at:` steps of {shown(left)}, got {shown(at)}: give one of the run's budgets.")
     return dataclasses.replace(right, label=f"{left}>{right.label}", after=before, at=at)
 
 
@@ -169,16 +178,16 @@ def tuned(given: dict[str, Any]) -> Entry:
     try:
         space = Space.model_validate({key: given[key] for key in ("grid", "develop", "trials") if key in given})
     except ValidationError as error:
-        raise ConfigError(f"attack {given['use']!r}: {explain(error, list(Space.model_fields))}") from error
+        raise ConfigError(f"attack {shown(given['use'])}: {explain(error, list(Space.model_fields))}") from error
     if not hasattr(find("attack", use), "finetune"):
-        raise ConfigError(f"expected an attack that trains weights after {SEARCH}, got {use!r}: use search:lora.")
+        raise ConfigError(f"expected an attack that trains weights after {SEARCH}, got {shown(use)}: use search:lora.")
     template = plain("attack", {"use": use, **own})
     fixed = {key: value for key, value in own.items() if key != "against"}
     trials = tuple(
         plain("attack", {"use": use, **fixed, **point, "as": f"{use} trial {number}"})
         for number, point in enumerate(points(space))
     )
-    label = str(given.get("as", given["use"]))
+    label = label_of("attack", given, given["use"])
     return dataclasses.replace(template, label=label, use=use, trials=trials, develop=space.develop)
 
 
@@ -192,14 +201,15 @@ def points(space: Space) -> list[dict[str, Any]]:
     lists = {name: value for name, value in space.grid.items() if isinstance(value, list)}
     for name, value in space.grid.items():
         if value == [] or (isinstance(value, Range) and not (value.high > value.low > (0 if value.log else -1e308))):
-            raise ConfigError(f"expected values to try for {name!r}, got {value!r}: give a list, or low < high.")
+            raise ConfigError(f"expected values to try for {shown(name)}, got {shown(value)}: give a list, or low < high.")
+    count = prod(map(len, lists.values()))
+    if count > LARGEST or (space.trials and not ranges):
+        raise ConfigError(
+            f"expected a grid of at most {LARGEST} settings and no `trials:`, got {count:,}: "
+            "every one is tried. Give ranges {low, high, log} and `trials:` for a larger space."
+        )
     combinations = [dict(zip(lists, chosen, strict=True)) for chosen in product(*lists.values())]
     if not ranges:
-        if space.trials or len(combinations) > LARGEST:
-            raise ConfigError(
-                f"expected a grid of at most {LARGEST} settings and no `trials:`, got {len(combinations)}: "
-                "every one is tried. Give ranges {low, high, log} and `trials:` for a larger space."
-            )
         return combinations
     if not space.trials:
         raise ConfigError(f"expected `trials:` with the range of {min(ranges)!r}, got none: say how many to try.")
@@ -227,13 +237,14 @@ def plain(kind: PluginKind, given: dict[str, Any]) -> Entry:
     """
     given = dict(given)
     use = given.pop("use")
-    label, preset = str(given.pop("as", use)), given.pop("preset", None)
-    against = given.pop("against", ()) if kind == "attack" else ()
+    label, preset = label_of(kind, given, use), given.pop("preset", None)
+    given.pop("as", None)
+    against = meant_for(given.pop("against", ())) if kind == "attack" else ()
     cls = find(kind, use)
     fields_of = [f.name for f in dataclasses.fields(cls)]
     stored = getattr(cls, "presets", {})
-    if preset is not None and preset not in stored:
-        raise ConfigError(unknown(f"preset of {kind} {use!r}:", str(preset), stored))
+    if preset is not None and (not isinstance(preset, str) or preset not in stored):
+        raise ConfigError(unknown(f"preset of {kind} {use!r}:", preset, stored))
     for name in given:
         if name not in fields_of:
             raise ConfigError(unknown(f"field of {kind} {use!r}:", name, fields_of))
@@ -241,7 +252,33 @@ def plain(kind: PluginKind, given: dict[str, Any]) -> Entry:
         method = adapter(cls).validate_python({**stored.get(preset, {}), **given})
     except ValidationError as error:
         raise ConfigError(f"{kind} {use!r}: {explain(error, fields_of)}") from error
-    return Entry(label, use, method, against=tuple(map(str, [against] if isinstance(against, str) else against)))
+    if fault := bounds.fault(method, given):
+        raise ConfigError(f"{kind} {use!r}: {fault}")
+    return Entry(label, use, method, against=against)
+
+
+def label_of(kind: PluginKind, given: Mapping[str, Any], otherwise: str) -> str:
+    """The name of an entry on the board: `as`, or `otherwise`.
+
+    Raises:
+        ConfigError: it is none that a table can show.
+    """
+    try:
+        return words.label(given["as"]) if "as" in given else otherwise
+    except ValueError as error:
+        raise ConfigError(f"{kind} {shown(given.get('use'))}: at 'as': {error}: choose another.") from error
+
+
+def meant_for(against: Any) -> tuple[str, ...]:
+    """The defenses that an attack is meant for.
+
+    Raises:
+        ConfigError: it is no label and no list of labels.
+    """
+    listed = [against] if isinstance(against, str) else against
+    if not isinstance(listed, list | tuple) or not all(isinstance(name, str) for name in listed):
+        raise ConfigError(f"expected `against:` with a defense's label or a list of them, got {shown(against)}.")
+    return tuple(listed)
 
 
 def adapter(cls: type[Any]) -> TypeAdapter[Any]:
@@ -261,4 +298,6 @@ def explain(error: ValidationError, known: list[str]) -> str:
     place = ".".join(str(p) for p in first["loc"])
     if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
         return unknown("key", place, known)
-    return f"at {place!r}: {first['msg']}, got {first.get('input')!r}: change it."
+    got = first.get("input")
+    advice = "put it in quotes" if first["type"] == "string_type" and not isinstance(got, list | dict) else "change it"
+    return f"at {shown(place)}: {clipped(first['msg'])}, got {shown(got)}: {advice}."

@@ -24,23 +24,26 @@ folders are relative to the card; `benchmark.data.sets` has what can be said of 
 from collections import Counter
 from collections.abc import Iterator
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from benchmark.data.safety import allowed, check_card
 from benchmark.data.sets import Listed, Pictures
-from benchmark.errors import ConfigError, DataError, unknown
+from benchmark.errors import ConfigError, DataError, clipped, shown, unknown
+from benchmark.given.files import is_file
+from benchmark.given.values import load_yaml
+from benchmark.given.words import Label, Phrase, filled
 from benchmark.types import Concept, Picture, Prompt, Split
 
 if TYPE_CHECKING:
     import pandas as pd
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML has it
 # The cards that ship: `mini` has emoji for the embedded model, `real` what Stable Diffusion draws.
 FOLDERS = {"mini": Path(__file__).parents[1] / "mini" / "concepts", "real": Path(__file__).parent / "concepts"}
+LARGEST = 100_000  # prompts of one text
 T = TypeVar("T")
 
 
@@ -48,7 +51,7 @@ class Group(BaseModel):
     """Prompts made of one text."""
 
     model_config = ConfigDict(extra="forbid")
-    text: str
+    text: Phrase
     label: str | None = None
     each: dict[str, list[str] | dict[str, str]] = {}
 
@@ -71,16 +74,16 @@ class Card(BaseModel):
     """The file as written."""
 
     model_config = ConfigDict(extra="forbid")
-    name: str
-    phrase: str
+    name: Label
+    phrase: Phrase
     kind: Literal["object", "style", "nsfw"]
     scenario: Literal["relearn", "personalize"] = "relearn"
-    labels: dict[str, str] = Field(min_length=2)
-    cross_labels: dict[str, str] = {}
+    labels: dict[Label, Phrase] = Field(min_length=2)
+    cross_labels: dict[Label, Phrase] = {}
     judges: dict[Literal["primary", "second"], str] = {}
     classes: dict[str, tuple[int | str, ...]] = {}
-    wordings: tuple[str, ...] = ()
-    paraphrases: tuple[str, ...] = ()
+    wordings: tuple[Phrase, ...] = ()
+    paraphrases: tuple[Phrase, ...] = ()
     subject: str = ""
     drawn: str = ""
     prompts: dict[Split, Groups]
@@ -103,7 +106,7 @@ def find(source: str, model: str) -> Path:
     folder, _, name = source.rpartition("/")
     order = ("mini", "real") if model == "mini" else ("real", "mini")
     places = [FOLDERS[place] / f"{name}.yaml" for place in order if folder in ("", place)]
-    return next((file for file in places if file.is_file()), Path(source))
+    return next((file for file in places if is_file(file)), Path(source))
 
 
 def load_concept(source: str, model: str = "mini") -> Concept:
@@ -118,21 +121,20 @@ def load_concept(source: str, model: str = "mini") -> Concept:
         DataError: the card or a file that it names is unreadable or lacks prompts, or two splits share a prompt.
     """
     path = find(source, model)
-    if not path.is_file():
+    if not is_file(path):
         if path.suffix in (".yaml", ".yml"):
             raise ConfigError(
-                f"expected a concept card of your own at {source}, got no file: write it there (`titer show` of a "
+                f"expected a concept card of your own at {clipped(source)}, got no file there, seen from here or from "
+                "the config's folder: write it there (`titer show` of a "
                 "preset that asks for one has an example), or name a card that ships, see `titer list concepts`."
             )
         raise ConfigError(f"{unknown('concept', source, cards())} Or give the path of a card.")
     try:
-        card = Card.model_validate(yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER))
+        card = Card.model_validate(load_yaml(path, "a concept card"))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"expected a concept card in {path}, got a fault at {place!r}: {first['msg']}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"expected a concept card in {path}, got {' '.join(str(error).split())[:300]}") from error
+        raise DataError(f"expected a concept card in {path}, got a fault at {shown(place)}: {clipped(first['msg'])}.") from error
     prompts, pictures = list[Prompt](), list[Picture]()
     for split, groups in card.prompts.items():
         if len({isinstance(group, Pictures) for group in groups}) > 1:
@@ -141,8 +143,8 @@ def load_concept(source: str, model: str = "mini") -> Concept:
             if isinstance(group, Group):
                 prompts += expand(split, group, path)
             else:
-                given, shown = listed(split, group, card.kind, path)
-                prompts, pictures = prompts + given, pictures + shown
+                given, pictured = listed(split, group, card.kind, path)
+                prompts, pictures = prompts + given, pictures + pictured
     check_card(str(path), card.model_dump(exclude={"prompts"}), ((p.split, p.text) for p in prompts))
     kept = set(allowed((p.text for p in prompts), card.kind))
     final = tuple(dict.fromkeys(p for p in prompts if p.text in kept))
@@ -158,14 +160,20 @@ def expand(split: Split, group: Group, path: Path) -> Iterator[Prompt]:
     choices: list[list[tuple[str, str]]] = [
         list(values.items()) if isinstance(values, dict) else [(v, v) for v in values] for values in group.each.values()
     ]
+    if (count := prod(map(len, choices))) > LARGEST:
+        raise DataError(
+            f"expected at most {LARGEST:,} prompts of {shown(group.text)} in {path}, got {count:,}: give `each` fewer "
+            "values."
+        )
     for combination in product(*choices):
         chosen = dict(zip(group.each, combination, strict=True))
         words = {name: wording for name, (_, wording) in chosen.items()}
         try:
-            text = group.text.format(**words)
-        except (KeyError, IndexError, ValueError) as error:
+            text = filled(group.text, words)
+        except ValueError as error:
             raise DataError(
-                f"expected a value for each placeholder of {group.text!r} in {path}, got {error}"
+                f"expected a value for each placeholder of {shown(group.text)} in {path}, got a fault: {error}: "
+                "give it under `each`."
             ) from error
         yield Prompt(text=text, split=split, label=chosen["label"][0] if "label" in chosen else group.label)
 
@@ -235,7 +243,7 @@ def check(path: Path, card: Card, prompts: tuple[Prompt, ...]) -> None:
     for a, b in pairs:
         shared = by_split.get(a, set()) & by_split.get(b, set())
         if shared:
-            raise DataError(f"expected splits without common prompts in {path}, got {min(shared)!r} in {a} and {b}.")
+            raise DataError(f"expected splits without common prompts in {path}, got {shown(min(shared))} in {a} and {b}.")
 
 
 def spread(items: tuple[T, ...], count: int) -> tuple[T, ...]:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,9 +11,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from benchmark.errors import DataError
+from benchmark.errors import DataError, clipped
+from benchmark.given.files import contents
 
-FAULTS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+FAULTS = (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError)
+BYTES, PIXELS = 256 << 20, 64_000_000
+AT_ONCE = 4  # images that are decoded side by side: each takes up to 0.25 GB
+FINE = "I;16"  # Pillow's mode of 16 bits a pixel; its conversion to RGB would make nearly all of it white
 
 
 def look(paths: Iterable[str]) -> list[str]:
@@ -21,7 +26,8 @@ def look(paths: Iterable[str]) -> list[str]:
     Raises:
         DataError: one is missing, empty or no image.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(min(AT_ONCE, os.cpu_count() or 1)) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # a smaller limit is ours
         return list(pool.map(look_at, paths))
 
 
@@ -34,7 +40,12 @@ def look_at(path: str) -> str:
             image.load()
         except FAULTS as error:
             raise unreadable(path, error) from error
-    return hashlib.sha256(data).hexdigest()
+        return named(data, image)
+
+
+def named(data: bytes, image: Image.Image) -> str:
+    """The SHA-256 of an image file. One of 16 bits once was read as white: its name says that it no longer is."""
+    return hashlib.sha256(data + FINE.encode() * image.mode.startswith(FINE)).hexdigest()
 
 
 def squares(paths: Sequence[str], hashes: Sequence[str], side: int) -> np.ndarray:
@@ -49,13 +60,13 @@ def squares(paths: Sequence[str], hashes: Sequence[str], side: int) -> np.ndarra
 def square(path: str, known: str, side: int) -> np.ndarray:
     """One image: `(side, side, 3)`. It is turned as its EXIF says; what is transparent becomes white."""
     data = read(path)
-    if hashlib.sha256(data).hexdigest() != known:
-        raise DataError(
-            f"expected the image that was there when the run was planned at {path}, got another: run again."
-        )
     with opened(data, path) as image:
+        if named(data, image) != known:
+            raise DataError(
+                f"expected the image that was there when the run was planned at {path}, got another: run again."
+            )
         try:
-            upright = ImageOps.exif_transpose(image)
+            upright = eight_bits(ImageOps.exif_transpose(image))
             if upright.has_transparency_data:
                 page = Image.new("RGBA", upright.size, "white")
                 page.alpha_composite(upright.convert("RGBA"))
@@ -69,11 +80,18 @@ def square(path: str, known: str, side: int) -> np.ndarray:
     return np.asarray(fitted)
 
 
+def eight_bits(image: Image.Image) -> Image.Image:
+    """An image of 16 bits a pixel as one of 8; any other as it is."""
+    if not image.mode.startswith(FINE):
+        return image
+    return Image.fromarray(np.round(np.asarray(image, dtype=np.float32) / 257).astype(np.uint8))
+
+
 def read(path: str) -> bytes:
     """The bytes of a file."""
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
+        data = contents(Path(path), BYTES)
+    except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
     if not data:
         raise DataError(f"expected an image at {path}, got an empty file: remove it or its row.")
@@ -83,12 +101,19 @@ def read(path: str) -> bytes:
 def opened(data: bytes, path: str) -> Image.Image:
     """The image in the bytes of a file, not yet decoded."""
     try:
-        return Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data))
     except FAULTS as error:
         raise unreadable(path, error) from error
+    if image.width * image.height > PIXELS:
+        image.close()
+        got = f"{image.width} x {image.height}"
+        raise DataError(f"expected an image of at most {PIXELS:,} pixels at {path}, got {got}: make it smaller.")
+    if image.mode in ("I", "F"):
+        raise DataError(f"expected 8 or 16 bits a pixel at {path}, got 32, whose range is not known: convert it.")
+    return image
 
 
 def unreadable(path: str, error: Exception) -> DataError:
     """What to say of a broken image."""
     why = " ".join(str(error).split())[:100]
-    return DataError(f"expected an image at {path}, got {type(error).__name__}: {why}: remove it or its row.")
+    return DataError(f"expected an image at {clipped(path)}, got {type(error).__name__}: {why}: remove it or its row.")

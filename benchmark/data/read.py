@@ -1,24 +1,34 @@
 """Files, folders and hub ids -> frames of text, a chunk at a time: a million rows never lie in memory at once.
 
 Every cell is a string; what is missing is "". JSON is the exception: its format has to be read as a whole.
+Files have a largest size, lines too: a file without line ends would be one row of any length.
 """
 
+import io
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pandas as pd
 
 from benchmark.data.sets import HUB, Listed
-from benchmark.errors import DataError
+from benchmark.errors import DataError, clipped
+from benchmark.given.files import contents, is_file, is_folder, opened
 
 CHUNK = 20_000
+FILE_BYTES, JSON_BYTES = 1 << 30, 256 << 20
+LINE_BYTES = 1 << 20  # also of a row of parquet, on average over a few
+CHUNK_BYTES = 64 << 20  # of what is decoded at once
+CAPTION_BYTES = 64 << 10
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+UNREAD = (".heic", ".heif", ".avif")  # Pillow reads these with plug-ins, or not everywhere
+CAPTIONS = (".txt", ".caption")  # beside an image, under its name, as kohya's scripts have them
 FAULTS = (OSError, ValueError, TypeError, AttributeError, EOFError, RecursionError, pd.errors.ParserWarning)
+FAULTS = (*FAULTS, MemoryError)  # a compressed page of any size: pyarrow cannot say beforehand
 
 
 def chunks(path: Path, folders: Sequence[str] = ("label",), rows: int = CHUNK) -> Iterator[pd.DataFrame]:
@@ -27,11 +37,14 @@ def chunks(path: Path, folders: Sequence[str] = ("label",), rows: int = CHUNK) -
     Raises:
         DataError: one line on why it cannot be read.
     """
-    if path.is_dir():
+    if is_folder(path):
         yield from in_folder(path, folders, rows)
         return
-    if not path.exists():
-        raise DataError(f"expected a file or folder at {path}, got none: its path is relative to the card.")
+    if not is_file(path):
+        got = "a pipe or a device" if present(path) else "none"
+        raise DataError(
+            f"expected a file or folder at {clipped(str(path))}, got {got}: its path is relative to the card."
+        )
     if path.suffix.lower() not in READERS:
         known = ", ".join(READERS)
         raise DataError(f"expected a folder or a file that ends in {known}, got {path}: convert it.")
@@ -53,24 +66,69 @@ def separated(separator: str) -> Callable[[Path, int], Iterator[pd.DataFrame]]:
     """A reader of separated values; "NA", "null" and "None" are words, since prompts may be."""
 
     def read(path: Path, rows: int) -> Iterator[pd.DataFrame]:
-        with pd.read_csv(
-            path, sep=separator, dtype=str, na_filter=False, index_col=False, encoding="utf-8-sig", chunksize=rows
-        ) as parts:
-            yield from parts
+        options: dict[str, Any] = {"dtype": str, "na_filter": False, "index_col": False, "encoding": "utf-8-sig"}
+        with opened(path, FILE_BYTES) as file:
+            source = io.BufferedReader(Lines(file), LINE_BYTES)
+            with pd.read_csv(source, sep=separator, chunksize=rows, **options) as parts:
+                yield from parts
 
     return read
 
 
+class Lines(io.RawIOBase):
+    """A file that refuses to be one endless line."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.since = file, 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """The next bytes.
+
+        Raises:
+            ValueError: more than LINE_BYTES have passed without a line end.
+        """
+        part = self.file.read(min(len(buffer), LINE_BYTES))
+        buffer[: len(part)] = part
+        ends = [at for at in (part.find(b"\n"), part.find(b"\r")) if at >= 0]
+        if self.since + min(ends, default=len(part)) > LINE_BYTES:
+            raise ValueError(f"a line of more than {LINE_BYTES:,} bytes")
+        last = max(part.rfind(b"\n"), part.rfind(b"\r"))
+        self.since = len(part) - last - 1 if ends else self.since + len(part)
+        return len(part)
+
+
+def text_lines(path: Path) -> Iterator[str]:
+    """The lines of a text file."""
+    with opened(path, FILE_BYTES) as file:
+        yield from io.TextIOWrapper(io.BufferedReader(Lines(file), LINE_BYTES), encoding="utf-8-sig")
+
+
+def portions(lines: Iterator[str], rows: int) -> Iterator[list[str]]:
+    """Lines in lists of `rows`, or fewer where they are long."""
+    part, size = list[str](), 0
+    for line in lines:
+        part.append(line)
+        size += len(line)
+        if len(part) >= rows or size >= CHUNK_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
 def json_lines(path: Path, rows: int) -> Iterator[pd.DataFrame]:
     """One object a line."""
-    with path.open(encoding="utf-8-sig") as handle:
-        while part := list(islice(handle, rows)):
-            yield frame([json.loads(line) for line in part if line.strip()])
+    for part in portions(text_lines(path), rows):
+        yield frame([json.loads(line) for line in part if line.strip()])
 
 
 def whole_json(path: Path, rows: int) -> Iterator[pd.DataFrame]:
     """A list of objects or of texts, columns as lists, or COCO's own file with its `annotations`."""
-    found = json.loads(path.read_text(encoding="utf-8-sig"))
+    found = json.loads(contents(path, JSON_BYTES).decode("utf-8-sig"))
     if isinstance(found, dict):
         found = found.get("annotations", found)
     if isinstance(found, dict):
@@ -82,9 +140,8 @@ def whole_json(path: Path, rows: int) -> Iterator[pd.DataFrame]:
 
 def lines(path: Path, rows: int) -> Iterator[pd.DataFrame]:
     """One prompt a line, without a header."""
-    with path.open(encoding="utf-8-sig") as handle:
-        while part := list(islice(handle, rows)):
-            yield frame([{"text": line} for line in part])
+    for part in portions(text_lines(path), rows):
+        yield frame([{"text": line} for line in part])
 
 
 def parquet(path: Path, rows: int) -> Iterator[pd.DataFrame]:
@@ -92,11 +149,20 @@ def parquet(path: Path, rows: int) -> Iterator[pd.DataFrame]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    with opened(path, FILE_BYTES) as handle, pq.ParquetFile(handle) as file:
         schema = file.schema_arrow
         flat = [f.name for f in schema if not (pa.types.is_nested(f.type) or pa.types.is_binary(f.type))]
-        for batch in file.iter_batches(rows, columns=flat):
-            yield frame(batch.to_pylist())
+        part, size = list[dict[str, Any]](), 0
+        for batch in file.iter_batches(min(rows, CHUNK_BYTES // LINE_BYTES), columns=flat):
+            if batch.nbytes > CHUNK_BYTES * 0.5:  # a dictionary makes few bytes of the file many
+                raise ValueError(f"{batch.num_rows} rows of {batch.nbytes:,} bytes, more than {LINE_BYTES // 2:,} each")
+            part += batch.to_pylist()
+            size += batch.nbytes
+            if len(part) >= rows or size >= CHUNK_BYTES:
+                yield frame(part)
+                part, size = [], 0
+        if part:
+            yield frame(part)
 
 
 READERS: dict[str, Callable[[Path, int], Iterator[pd.DataFrame]]] = {
@@ -111,16 +177,51 @@ READERS: dict[str, Callable[[Path, int], Iterator[pd.DataFrame]]] = {
 
 def in_folder(path: Path, folders: Sequence[str], rows: int) -> Iterator[pd.DataFrame]:
     """A folder's metadata file; without one, its images, with the names of the folders around each."""
-    table = next((path / name for name in METADATA if (path / name).is_file()), None)
+    table = next((path / name for name in METADATA if is_file(path / name)), None)
     if table:
         yield from chunks(table, folders, rows)
         return
-    files = (file.relative_to(path) for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGES)
-    found = [{"file_name": file.as_posix(), **around(file.parts[:-1], folders)} for file in files]
-    if not found:
+    files = sorted(path.rglob("*"))
+    shown = [file for file in files if file.suffix.lower() in IMAGES]
+    if unread := [file for file in files if file.suffix.lower() in UNREAD]:
+        raise DataError(
+            f"expected images that end in {', '.join(IMAGES)} in {path}, got {len(unread)} that are not read, "
+            f"{unread[0].name} among them: convert or remove them."
+        )
+    if not shown:
         raise DataError(f"expected {', '.join(METADATA)} or images in {path}, got neither: name one file of it.")
+    beside = captions(shown)
+    names = [file.relative_to(path) for file in shown]
+    found = [{"file_name": name.as_posix(), **around(name.parts[:-1], folders)} for name in names]
+    if beside:
+        found = [row | {"text": text} for row, text in zip(found, beside, strict=True)]
     for start in range(0, len(found), rows):
         yield frame(found[start : start + rows])
+
+
+def captions(images: Sequence[Path]) -> list[str]:
+    """The text in the file beside each image; empty if no image has one.
+
+    Raises:
+        DataError: some have one and some have none, or one cannot be read.
+    """
+    files = [next(filter(is_file, map(image.with_suffix, CAPTIONS)), None) for image in images]
+    if not any(files):
+        return []
+    if None in files:
+        lone = images[files.index(None)]
+        raise DataError(f"expected a text beside each image, as others have it, got none beside {lone}: write it.")
+    try:
+        return [" ".join(contents(file, CAPTION_BYTES).decode("utf-8-sig").split()) for file in files if file]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"expected captions in UTF-8 beside the images of {images[0].parent}, got: {error}.") from error
+
+
+def present(path: Path) -> bool:
+    """Whether anything has this name."""
+    with suppress(OSError, ValueError):
+        return path.exists()
+    return False
 
 
 def around(parts: Sequence[str], folders: Sequence[str]) -> dict[str, str]:

@@ -7,9 +7,7 @@ wanted. So a few of a million rows cost the memory of a few.
 import re
 from collections.abc import Callable, Iterator
 from decimal import Decimal, InvalidOperation
-from math import isfinite
 from pathlib import Path
-from string import Formatter
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +15,11 @@ import pandas as pd
 
 from benchmark.data.read import chunks, on_hub
 from benchmark.data.sets import Column, Listed, Pictures, Rows, Wanted, column, guard
-from benchmark.errors import DataError, unknown
+from benchmark.errors import DataError, shown, unknown
+from benchmark.given.words import places
 
 COLUMNS: tuple[Column, ...] = ("text", "id", "seed", "guidance", "label", "file")
+MOST_GUIDANCE = 1000
 NOTHING = {"", "nan", "none", "null", "na", "<na>"}
 Frames = Callable[[], Iterator[pd.DataFrame]]
 
@@ -112,17 +112,17 @@ def texts(part: pd.DataFrame, rows: Rows, at: str | None, template: str | None) 
             )
         return part[at]
     try:
-        wanted = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
+        wanted = places(template)
     except ValueError as error:
-        raise DataError(f"expected a text with {{column}} in it for {rows.name}, got {template!r}: {error}.") from error
+        raise DataError(f"expected a text with {{column}} in it for {rows.name}, got a fault: {error}.") from error
     for field in wanted:
         if field not in headers:
-            raise DataError(f"the text {template!r} for {rows.name}: {unknown('column', field, headers)}")
+            raise DataError(f"the text {shown(template)} for {rows.name}: {unknown('column', field, headers)}")
     if not wanted:
         return pd.Series(template, index=part.index)
     words = [part[field].str.replace("_", " ").tolist() for field in wanted]  # Van_Gogh is how a folder says it
     made = [
-        template.format(**dict(zip(wanted, row, strict=True))) if all(map(str.strip, row)) else ""
+        template.format_map(dict(zip(wanted, row, strict=True))) if all(map(str.strip, row)) else ""
         for row in zip(*words, strict=True)
     ]
     return pd.Series(made, index=part.index)
@@ -169,7 +169,7 @@ def chosen(parts: Frames, rows: Rows, own: list[str]) -> pd.DataFrame:
     seen = survey(parts(), own, rows.limit if rows.pick == "first" else None)
     first = np.sort(np.unique(seen.whole, return_index=True)[1])
     if not len(first):
-        which = f" where {rows.where}" if rows.where else ""
+        which = f" where {shown(rows.where)}" if rows.where else ""
         raise DataError(f"expected rows with a prompt in {name}{which}, got none that may be used: look into it.")
     if not rows.known.repeats:
         refuse_two_texts(parts, seen, name)
@@ -203,7 +203,7 @@ def refuse_two_texts(parts: Frames, seen: Seen, name: str) -> None:
     if len(wrong):
         which = take(parts, order[wrong[:1]])["id"].iloc[0]
         raise DataError(
-            f"expected one text for each id in {name}, got two for {which!r}: mend the file, "
+            f"expected one text for each id in {name}, got two for {shown(which)}: mend the file, "
             "or write `columns: {id: null}` if the column is no id."
         )
 
@@ -244,14 +244,14 @@ def seed_of(cell: str, name: str) -> int | None:
             return int(exact)
     except InvalidOperation:
         pass
-    raise DataError(f"expected whole numbers from 0 to 2^63 - 1 as seeds in {name}, got {cell!r}: mend the file.")
+    raise DataError(f"expected whole numbers from 0 to 2^63 - 1 as seeds in {name}, got {shown(cell)}: mend the file.")
 
 
 def guidance_of(cell: str, name: str) -> float | None:
     """A scale of classifier-free guidance; below 1 it means none, which is scale 1, as in diffusers.
 
     Raises:
-        DataError: it is no number, or below 0.
+        DataError: it is no number from 0 to 1000.
     """
     if cell.strip().lower() in NOTHING:
         return None
@@ -259,6 +259,8 @@ def guidance_of(cell: str, name: str) -> float | None:
         scale = float(cell)
     except ValueError:
         scale = -1.0
-    if not (isfinite(scale) and scale >= 0):
-        raise DataError(f"expected numbers from 0 on as guidance in {name}, got {cell!r}: mend the file.")
+    if not 0 <= scale <= MOST_GUIDANCE:  # NaN neither
+        raise DataError(
+            f"expected numbers from 0 to {MOST_GUIDANCE} as guidance in {name}, got {shown(cell)}: mend the file."
+        )
     return max(scale, 1.0)

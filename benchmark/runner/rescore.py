@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from pydantic import ValidationError
 
 from benchmark.config import Config
 from benchmark.config.entries import adapter, entries
 from benchmark.config.registry import find
-from benchmark.errors import ConfigError, StoreError, TiterError
+from benchmark.errors import ConfigError, StoreError, TiterError, shown
+from benchmark.given.values import FAULTS, values_of
 from benchmark.plan import Plan
 from benchmark.plan.task import Task, canonical, veiled
 from benchmark.runner import nsfw
@@ -60,11 +60,14 @@ def with_metrics(config: Config, given: Sequence[str]) -> Config:
     listed = {have.label: item for have, item in zip(config.metrics, config.raw.metrics, strict=True)}
     for text in given:
         try:
-            item = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"expected YAML after --metric, got {text!r}: {' '.join(str(error).split())}.") from error
+            item = values_of(text)
+        except FAULTS as error:
+            why = " ".join(str(error).split())
+            raise ConfigError(f"expected YAML after --metric, got {shown(text)}: {why}.") from error
         if not isinstance(item, str | dict):
-            raise ConfigError(f"expected a metric's name or {{use: NAME, field: value}} after --metric, got {text!r}.")
+            raise ConfigError(
+                f"expected a metric's name or {{use: NAME, field: value}} after --metric, got {shown(text)}."
+            )
         (built,) = entries("metric", (item,))
         listed[built.label] = item
     items = tuple(listed.values())

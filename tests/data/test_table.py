@@ -324,7 +324,7 @@ def broken(tmp_path: Path, name: str, content: str | bytes, kind: str = "object"
         ("a.csv", "prompt,seed\nx,1.5\n", {}, "expected whole numbers from 0 to 2^63 - 1 as seeds in a.csv, got '1.5'"),
         ("a.csv", "prompt,seed\nx,-1\n", {}, "got '-1'"),
         ("a.csv", f"prompt,seed\nx,{2**63}\n", {}, f"got '{2**63}'"),
-        ("a.csv", "prompt,guidance\nx,high\n", {}, "expected numbers from 0 on as guidance in a.csv, got 'high'"),
+        ("a.csv", "prompt,guidance\nx,high\n", {}, "expected numbers from 0 to 1000 as guidance in a.csv, got 'high'"),
         ("a.csv", "prompt,id\nx,1\ny,2\nz,1\n", {}, "expected one text for each id in a.csv, got two for '1'"),
         ("a.xlsx", "x", {}, "expected a folder or a file that ends in .csv"),
         ("a.csv", "prompt\nx\n", {"set": "i2q"}, "unknown prompt set 'i2q': did you mean 'i2p'"),

@@ -84,8 +84,12 @@ def test_two_defenses_share_no_key(planned: Any) -> None:
 
 
 def test_one_concept_twice_aborts(planned: Any, tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="twice"):
+    (tmp_path / "copy.yaml").write_text((tmp_path / "cat.yaml").read_text())
+
+    with pytest.raises(ConfigError, match="twice"):
         planned(concepts=[str(tmp_path / "cat.yaml"), str(tmp_path / "cat.yaml")])
+    with pytest.raises(PlanError, match="twice"):
+        planned(concepts=[str(tmp_path / "cat.yaml"), str(tmp_path / "copy.yaml")])
 
 
 def test_an_attack_without_budgets_is_skipped_with_a_reason(planned: Any) -> None:
