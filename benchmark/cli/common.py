@@ -9,15 +9,28 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
 
 from benchmark.config import config as configs
-from benchmark.errors import ConfigError, FolderError, InputError
+from benchmark.errors import ConfigError, FolderError, InputError, clipped, shown, visible
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="The command `titer`.")
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 110)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class PlainConsole(Console):
+    """A console on which texts are texts: an escape sequence in a label or a traceback is shown, not obeyed."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The segments of what is printed; those that control the terminal are rich's own."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else visible(text), style, control)
+
+
+out = PlainConsole(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 110)
+err = PlainConsole(stderr=True, highlight=False, soft_wrap=True)
+LINE = 2000  # letters of a refusal
 
 CURE = "make room, give rights, or name another place"
 
@@ -58,7 +71,7 @@ def refusing() -> Iterator[None]:
         except OSError as error:
             raise FolderError(f"expected files that can be read and written, got {error}: {CURE}.") from error
     except InputError as error:
-        err.print(f"[red]{type(error).__name__}[/]: {escape(' '.join(str(error).split()))}")
+        err.print(f"[red]{type(error).__name__}[/]: {escape(clipped(' '.join(str(error).split()), LINE))}")
         raise typer.Exit(2) from error
 
 
@@ -77,6 +90,6 @@ def chosen(source: str, only: str) -> configs.Config:
     for part in filter(None, only.split(",")):
         key, _, label = part.partition("=")
         if not label:
-            raise ConfigError(f"expected --only key=label,key=label, got {part!r}: for example defense=esd.")
+            raise ConfigError(f"expected --only key=label,key=label, got {shown(part)}: for example defense=esd.")
         wanted[key] = (*wanted.get(key, ()), label)
     return configs.restrict(configs.load(source), wanted)

@@ -84,7 +84,7 @@ def test_it_loads_without_errors_or_requests(browser: Browser, html: Path) -> No
         opened.page.mouse.wheel(0, 10000)
 
         assert opened.errors == []
-        assert [url for url in opened.requests if not url.startswith("data:")] == [html.as_uri()]
+        assert [url for url in opened.requests if not url.startswith(("data:", "blob:"))] == [html.as_uri()]
         broken = "imgs => imgs.filter(i => i.complete && !i.naturalWidth).length"
         assert opened.page.locator("img").evaluate_all(broken) == 0
 
@@ -323,3 +323,13 @@ def test_a_hundred_cells_and_two_thousand_thumbnails_fit(browser: Browser, tmp_p
     with Opened(browser, html) as opened:
         assert opened.errors == []
         expect(opened.page.locator("#leaderboard tbody tr")).to_have_count(6)
+
+
+def test_a_script_that_got_into_the_page_does_not_run(browser: Browser, html: Path, tmp_path: Path) -> None:
+    bad = "document.title = 'bad'"
+    added = f'<script>{bad}</script><script src="data:text/javascript,{bad}"></script><img src="x" onerror="{bad}">'
+    (tmp_path / "index.html").write_text(html.read_text().replace('<main id="main">', f'<main id="main">{added}'))
+
+    with Opened(browser, tmp_path / "index.html") as opened:
+        assert opened.page.title() != "bad"
+        assert sum("Content Security Policy" in error for error in opened.errors) >= 3

@@ -6,6 +6,7 @@ written, not before.
 """
 
 import base64
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import fields
@@ -90,15 +91,23 @@ def context(plan: Plan, store: Store, board: Board, facts: Mapping[str, Any], sk
         "versions": facts.get("versions", {}),
         "machine": facts.get("machine", {}),
         "tables": [*(f"{table.name}.csv" for table in fields(board)), *FILES],
-        "bundle": bundle(),
+        "script": (script := code()),
+        "script_hash": f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
     }
     drawn = sketch.drawn()
     svgs = [shown | {"svg": svg} for shown, svg in zip((*first, *second), drawn, strict=True)]
     return found | {"curves": svgs[: len(first)], "paretos": svgs[len(first) :]}
 
 
+def code() -> str:
+    """The page's only script. The policy in the head names its hash: no other runs, but what it imports itself."""
+    text = f'\nconst bundle = "{bundle()}";\n{(HERE / "script.js").read_text()}\n'
+    assert "</script" not in text
+    return text
+
+
 def bundle() -> str:
-    """DataTables as base64, for a module that is imported from a data URI."""
+    """DataTables as base64, for a module that the script makes of it."""
     import itables
 
     script = Path(itables.__file__).parent / "html" / "dt_bundle.js"

@@ -1,5 +1,7 @@
 // DataTables sorts and filters the tables; without it they are plain tables.
-const { default: DataTable } = await import(bundle);
+// The policy in the head lets this script run by its hash, and what it makes itself: nothing that stands in the page.
+const bytes = Uint8Array.from(atob(bundle), (letter) => letter.charCodeAt(0));
+const { default: DataTable } = await import(URL.createObjectURL(new Blob([bytes], { type: "text/javascript" })));
 
 // A missing number comes last in both directions: it is neither small nor large.
 const missing = (a, b, sign) => (a === "" ? (b === "" ? 0 : 1) : b === "" ? -1 : sign * (a - b));
