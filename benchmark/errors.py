@@ -67,7 +67,7 @@ def shown(value: object, most: int = MOST) -> str:
     try:
         text = repr(value[: most + 1] if isinstance(value, str | bytes) else value)
     except (ValueError, RecursionError):  # an integer of more digits than Python writes; a list in itself
-        return f"a {type(value).__name__} that is too large to show"
+        return f"<{type(value).__name__} that is too large to show>"
     return clipped(text, most)
 
 

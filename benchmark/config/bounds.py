@@ -1,11 +1,11 @@
 """What the numbers among a method's fields may be. One rule by their names for every plug-in, ours or another's.
 
-    lr                                                    above 0
-    steps, batch, rank and other counts, see COUNTS       1 to LARGEST
-    other names of steps and rates: d1_steps, adapt_lr    from 0: such a stage may be left out
-    weight_decay and the like                             from 0
-    threshold                                             -1 to 1: a share, or a cosine
-    every other number                                    finite, of 64 bits
+lr                                                    above 0
+steps, batch, rank and other counts, see COUNTS       1 to LARGEST
+other names of steps and rates: d1_steps, adapt_lr    from 0: such a stage may be left out
+weight_decay and the like                             from 0
+threshold                                             -1 to 1: a share, or a cosine
+every other number                                    finite, of 64 bits
 """
 
 import re
@@ -38,7 +38,7 @@ def fault(method: Any, given: Mapping[str, Any]) -> str:
 def expected(name: str, value: Any) -> str:
     """What a field of this name should hold; empty if it does."""
     for number in numbers(value):
-        if not isfinite(number) if isinstance(number, float) else abs(number) >= 2**63:
+        if isinstance(number, float) and not isfinite(number):
             return "a finite number"
         if name == "lr" and number <= 0:
             return "a number above 0"
@@ -48,6 +48,8 @@ def expected(name: str, value: Any) -> str:
             return f"a number from 0 to {LARGEST:,}"
         if name == "threshold" and not -1 <= number <= 1:
             return "a number from -1 to 1"
+        if abs(number) >= 2**63 and isinstance(number, int):
+            return "a number of 64 bits"
     return ""
 
 

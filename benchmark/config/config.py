@@ -215,7 +215,9 @@ def read(source: str) -> Any:
     """
     path = PRESETS / f"{source}.yaml" if source in presets() else Path(source)
     if not is_file(path):
-        raise ConfigError(f"expected a preset or a YAML file, got {shown(source)}. {unknown('preset', source, presets())}")
+        raise ConfigError(
+            f"expected a preset or a YAML file, got {shown(source)}. {unknown('preset', source, presets())}"
+        )
     values = load_yaml(path, "YAML", ConfigError)
     return values if source in presets() else beside(values, path.parent)
 

@@ -201,7 +201,9 @@ def points(space: Space) -> list[dict[str, Any]]:
     lists = {name: value for name, value in space.grid.items() if isinstance(value, list)}
     for name, value in space.grid.items():
         if value == [] or (isinstance(value, Range) and not (value.high > value.low > (0 if value.log else -1e308))):
-            raise ConfigError(f"expected values to try for {shown(name)}, got {shown(value)}: give a list, or low < high.")
+            raise ConfigError(
+                f"expected values to try for {shown(name)}, got {shown(value)}: give a list, or low < high."
+            )
     count = prod(map(len, lists.values()))
     if count > LARGEST or (space.trials and not ranges):
         raise ConfigError(

@@ -134,7 +134,9 @@ def load_concept(source: str, model: str = "mini") -> Concept:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"expected a concept card in {path}, got a fault at {shown(place)}: {clipped(first['msg'])}.") from error
+        raise DataError(
+            f"expected a concept card in {path}, got a fault at {shown(place)}: {clipped(first['msg'])}."
+        ) from error
     prompts, pictures = list[Prompt](), list[Picture]()
     for split, groups in card.prompts.items():
         if len({isinstance(group, Pictures) for group in groups}) > 1:
@@ -243,7 +245,9 @@ def check(path: Path, card: Card, prompts: tuple[Prompt, ...]) -> None:
     for a, b in pairs:
         shared = by_split.get(a, set()) & by_split.get(b, set())
         if shared:
-            raise DataError(f"expected splits without common prompts in {path}, got {shown(min(shared))} in {a} and {b}.")
+            raise DataError(
+                f"expected splits without common prompts in {path}, got {shown(min(shared))} in {a} and {b}."
+            )
 
 
 def spread(items: tuple[T, ...], count: int) -> tuple[T, ...]:

@@ -66,6 +66,6 @@ def check_name(kind: registry.PluginKind, name: str) -> None:
     if not re.fullmatch(r"[a-z]([a-z0-9_]*[a-z0-9])?", name) or iskeyword(name):
         raise ConfigError(f"expected a lower-case Python name such as my_{kind}, got {name!r}: choose another.")
     if name in registry.names(kind):
-        raise ConfigError(f"expected a new name, got {name!r}, which is a {kind} already: choose another.")
+        raise ConfigError(f"expected a new name, got {name!r}, a name that {kind}s have already: choose another.")
     if name in sys.stdlib_module_names or importlib.util.find_spec(name) is not None:
         raise ConfigError(f"expected a new name, got {name!r}, which is an installed module: choose another.")
