@@ -43,6 +43,8 @@ def plan_lines(facts: Mapping[str, Any], *, has_weights: bool) -> Iterator[str]:
     for kind, count in facts["by_kind"].items():
         yield f"  {kind:9} {count['tasks']:5} tasks, {count['left']:5} to run"
     yield f"about {facts['passes']:,} U-Net passes in all; separate scripts would spend {facts['requested_passes']:,}"
+    for label, count in facts["pictures"].items():
+        yield f"{escape(label)}: {count} pictures of yours"
     if facts["cut_prompts"]:
         count, longest = facts["cut_prompts"], facts["longest_prompt"]
         which = f"{count} prompts are" if count > 1 else "1 prompt is"

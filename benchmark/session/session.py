@@ -54,6 +54,11 @@ class Session:
         return [task for key, task in self.plan.tasks.items() if key not in done]
 
     @property
+    def pictures(self) -> dict[str, int]:
+        """How many of the user's own images each task that reads some reads, by the task's name."""
+        return {task.label: len(task.pictures) for task in self.plan.tasks.values() if task.pictures}
+
+    @property
     def ran(self) -> Ran:
         """The run as its tables see it."""
         return Ran(
@@ -102,6 +107,7 @@ class Session:
             "skipped": [vars(skip) for skip in self.plan.skipped],
             "cut_prompts": len(self.cut),
             "longest_prompt": max(self.cut.values(), default=None),
+            "pictures": self.pictures,
         }
 
     def run(

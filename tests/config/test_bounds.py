@@ -51,7 +51,7 @@ def search(**grid: Any) -> dict[str, Any]:
         (search(lr={"low": 0, "high": INF}), "finite number"),
         (search(lr={"low": NAN, "high": 1}), "finite number"),
         (
-            {"attacks": [{"use": "search:lora", "develop": "bomb", "grid": dict.fromkeys("abcdef", list(range(99)))}]},
+            {"attacks": [{"use": "search:lora", "develop": "bomb", "grid": {k: [*range(99)] for k in "abcdef"}}]},
             "got 941,480,149,401",
         ),
         *(({"seeds": bad}, "at 'seeds.0'") for bad in ([-1], [2**70], [True], ["0"], [0.5])),

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from benchmark.config import config
-from benchmark.data import load_concept
+from benchmark.data import load_concept, pictures
 from benchmark.data.pictures import look, squares
 from benchmark.errors import DataError
 from benchmark.model.bases import fingerprint
@@ -98,6 +98,30 @@ def test_captions_of_metadata_jsonl(photos: Path) -> None:
 # Pixels.
 
 
+@pytest.mark.parametrize("ending", [".txt", ".caption"])
+def test_captions_beside_images(photos: Path, ending: str) -> None:
+    for name in ("cats/1", "cats/2", "dogs/3"):
+        (photos / "photos" / f"{name}{ending}").write_text(f"a picture,\n{name}\n")
+
+    assert read(photos, images="photos") == [
+        ("1.png", "a picture, cats/1"),
+        ("2.jpg", "a picture, cats/2"),
+        ("3.webp", "a picture, dogs/3"),
+    ]
+
+    (photos / "photos" / f"dogs/3{ending}").unlink()
+    with pytest.raises(DataError, match=r"got none beside .*3\.webp"):
+        read(photos, images="photos")
+
+
+@pytest.mark.parametrize("ending", [".heic", ".HEIF", ".avif"])
+def test_images_that_are_not_read_are_told(photos: Path, ending: str) -> None:
+    (photos / "photos" / f"9{ending}").write_bytes(b"x")
+
+    with pytest.raises(DataError, match=r"got 1 that are not read, 9\..* among them: convert or remove"):
+        read(photos, images="photos", captions="a cat!")
+
+
 def test_an_image_is_cut_to_the_middle_and_resized(tmp_path: Path) -> None:
     """A red middle between blue edges stays alone; size and order are as asked for."""
     pixels = np.full((30, 90, 3), BLUE, np.uint8)
@@ -131,6 +155,15 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str, colour: Any, seen: tu
     name = str(paint(tmp_path / ("a.tif" if mode == "CMYK" else "a.png"), (20, 20), colour, mode))
 
     assert (squares([name], look([name]), 8) == seen).all()
+
+
+def test_sixteen_bits_of_grey_stay_grey(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 16).astype(np.uint16)[None].repeat(16, 0)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+
+    (found,) = squares([str(tmp_path / "a.png")], look([str(tmp_path / "a.png")]), 16)
+
+    assert found[0, :, 0].tolist() == list(range(0, 256, 17))
 
 
 def test_a_turned_photo_is_set_upright(tmp_path: Path) -> None:
@@ -184,9 +217,9 @@ def test_a_broken_image_stops_the_plan(tmp_path: Path, name: str, content: bytes
 
 def test_a_huge_image_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paint(tmp_path / "photos" / "0.png", (40, 40))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr(pictures, "PIXELS", 100)
 
-    with pytest.raises(DataError, match="DecompressionBomb"):
+    with pytest.raises(DataError, match="at most 100 pixels at .*, got 40 x 40: make it smaller"):
         read(tmp_path, images="photos", captions="a cat!")
 
 

@@ -139,5 +139,6 @@ def check_finite(delta: Delta, task: Task) -> None:
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise PluginError(
-                f"expected finite weights from {task.label}, got some that are not in {name}: lower its rate or strength."
+                f"expected finite weights from {task.label}, "
+                f"got some in {name} that are not: lower its rate or strength."
             )
