@@ -58,6 +58,6 @@ class DiffusionCompletion(SamplingAttack):
         Raises:
             ValueError: the base would draw the whole image.
         """
-        if why := self.misfit(budget, steps):
-            raise ValueError(f"expected a handover inside the trajectory, got another: {why}.")
+        if self.misfit(budget, steps):
+            raise ValueError(f"expected a handover from 1 to {steps - 1} of {steps} steps, got {budget}: lower it.")
         return sample(base, z_T, text, null, steps=steps, guidance=scale, stop=budget), budget

@@ -70,8 +70,8 @@ class Img2Img(SamplingAttack):
         Raises:
             ValueError: no step would be left.
         """
-        if why := self.misfit(budget, steps):
-            raise ValueError(f"expected to skip a part of the steps, got all or nothing: {why}.")
+        if self.misfit(budget, steps):
+            raise ValueError(f"expected to skip less than the {steps} steps, got {budget} percent: lower it.")
         start = self.start(budget, steps)
         z_0 = sample(base, z_T, text, null, steps=steps, guidance=scale)
         t = ddim(base, steps).timesteps[start].expand(len(z_T))
