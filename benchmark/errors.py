@@ -93,3 +93,12 @@ def unknown(what: str, got: object, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(got[:MOST], names, n=1) if isinstance(got, str) else []
     hint = f": did you mean {near[0]!r}?" if near else "."
     return f"unknown {what} {shown(got)}{hint} Known: {', '.join(names) or 'none'}."
+
+
+def readable(text: str, most: int = 20_000) -> str:
+    """Text of somebody else's as tables, JSON and terminals can hold it: Unicode, and no longer than `most`.
+
+    Of a longer one the beginning and the end are kept: a traceback says there what went wrong.
+    """
+    whole = text.encode("utf-8", "replace").decode()
+    return whole if len(whole) <= most else f"{whole[: most // 2]}\n[...]\n{whole[-most // 2 :]}"

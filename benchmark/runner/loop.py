@@ -12,13 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from benchmark.errors import readable
 from benchmark.plan import Plan
 from benchmark.plan.task import Task
 from benchmark.runner import stages
 from benchmark.runner.code import code_of, pin
+from benchmark.runner.isolation import interrupts
+from benchmark.runner.isolation.guard import TamperedError, guarded
 from benchmark.runner.limits import TimeLimitError, limited, out_of_memory, smaller
 from benchmark.runner.nsfw import is_private_attack
-from benchmark.runner.stages import Bench
+from benchmark.runner.stages import Bench, Done
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +55,17 @@ BATCHED = ("generate", "embed", "score")  # the stages that read the batch: defe
 
 @dataclass(frozen=True)
 class Attempt:
-    """What came of one attempt at a task; `locked`: another process is at it; `memory`: it failed for want of it."""
+    """What came of one attempt at a task; `locked`: another process is at it.
+
+    Attributes:
+        memory: it failed for want of it.
+        tampered: its plug-in changed what is not its own; what was seen of it was put back.
+    """
 
     what: What
     trace: str = ""
     memory: bool = False
+    tampered: bool = False
 
 
 @dataclass
@@ -70,13 +79,15 @@ class Run:
     settled: set[str] = field(default_factory=set)
     asked: set[str] = field(default_factory=set)
 
-    def work(self, task: Task) -> bool:
-        """Settle a task in this process; False when another run computes it or what it needs."""
+    def work(self, task: Task, how: "Attempting | None" = None) -> bool:
+        """Settle a task by one attempt, in this process or as `how` does; False when another run computes it or what
+        it needs.
+        """
         if self.look(task):
             return True
         if any(parent not in self.settled for parent in task.parents.values()):
             return False
-        tried = attempt(task, self.bench, self.events)
+        tried = (how or attempt)(task, self.bench, self.events)
         if tried.what == "locked":
             self.locked(task)
         else:
@@ -121,6 +132,7 @@ class Run:
 
 
 Executor = Callable[[Run], None]
+Attempting = Callable[[Task, Bench, Events], Attempt]
 
 
 def run(plan: Plan, bench: Bench, events: Events, executor: Executor) -> Outcome:
@@ -137,7 +149,9 @@ def run(plan: Plan, bench: Bench, events: Events, executor: Executor) -> Outcome
     bench.private = {key: task for key, task in plan.tasks.items() if task.is_private and task.kind == "generate"}
     pin(plan)
     found = Run(plan, bench, events)
-    with bench.store.using():
+    with bench.store.using(), interrupts.listening():
+        for key in bench.store.abandoned(plan.tasks):
+            log.warning("a process died while it computed %s: trying again", plan.tasks[key].label)
         executor(found)
     return found.outcome
 
@@ -153,7 +167,9 @@ def attempt(task: Task, bench: Bench, events: Events) -> Attempt:
             events.started(task)
             compute(task, bench, events)
     except (Exception, TimeLimitError) as error:
-        return Attempt("failed", traceback.format_exc(), out_of_memory(error))
+        return Attempt(
+            "failed", readable(traceback.format_exc()), out_of_memory(error), isinstance(error, TamperedError)
+        )
     return Attempt("ran")
 
 
@@ -161,10 +177,19 @@ def compute(task: Task, bench: Bench, events: Events) -> None:
     """Run a task's stage and put its result; with smaller batches while there is not enough memory."""
     before, code = bench.batch, code_of(task)
 
+    def stage() -> Done:
+        with limited(events.step, task.label) as report:
+            return stages.run(task, bench, report)
+
     def once(batch: int) -> None:
         bench.batch = batch
-        with limited(events.step) as report:
-            write, meta = stages.run(task, bench, report)
+        seal = bench.seal if stages.needs_base(task) else None  # loads the base: this is no time of the task's
+        events.started(task)
+        try:
+            write, meta = guarded(task, seal, stage)
+        except TamperedError:
+            bench.forget()
+            raise
         known = {"label": task.label, **task.noted(), "code": code, **swept(task, bench)}
         bench.store.put(task.key, write, meta | known)
 

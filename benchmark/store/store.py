@@ -20,7 +20,7 @@ import os
 import socket
 import stat
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,16 @@ class Store:
         finally:
             path.unlink(missing_ok=True)
             os.close(handle)
+
+    def abandoned(self, keys: Container[str]) -> list[str]:
+        """Those of many keys whose lock a dead process left behind; the locks are removed."""
+        found = []
+        for path in sorted(self.root.glob("*/*.lock")):
+            key = str(path.relative_to(self.root)).removesuffix(".lock")
+            if key in keys and self.locker(key) != "unknown":
+                with self.lock(key) as ours:
+                    found += [key] if ours and not self.has(key) else []
+        return found
 
     def locker(self, key: str) -> str:
         """Who computes a result, for people: process and host."""

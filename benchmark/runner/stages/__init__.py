@@ -14,10 +14,15 @@ from benchmark.runner.stages.scoring import check, embed, score
 from benchmark.runner.stages.training import attack, defend
 from benchmark.types import Report
 
-__all__ = ["Bench", "check", "generator", "run", "snapshot_name"]
+__all__ = ["Bench", "Done", "check", "generator", "needs_base", "run", "snapshot_name"]
 
 for library in (diffusers_logging, transformers_logging):
     library.disable_progress_bar()  # their bars of a second would run through the run's own
+
+
+def needs_base(task: Task) -> bool:
+    """Whether a task's stage reads the base: to change it, to draw with it, or to know its size."""
+    return task.kind in ("defend", "attack") or (task.kind == "generate" and task.plugin != "subject")
 
 
 def run(task: Task, bench: Bench, report: Report) -> Done:

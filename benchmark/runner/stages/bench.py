@@ -12,6 +12,7 @@ from benchmark.errors import PluginError, StoreError
 from benchmark.model import load
 from benchmark.model.resident import Resident
 from benchmark.plan.task import Task
+from benchmark.runner.isolation.seal import Seal
 from benchmark.store import Store
 from benchmark.store.artifacts import Gallery, load_delta, load_snapshot
 from benchmark.types import Snapshot
@@ -42,6 +43,16 @@ class Bench:
     def base(self) -> Model:
         """The undefended model, loaded once."""
         return load(self.folder, device=self.device)
+
+    @cached_property
+    def seal(self) -> Seal:
+        """What the base was when it was loaded."""
+        return Seal(self.base)
+
+    def forget(self) -> None:
+        """Give the base up, and all that was made of it: the next task loads it anew."""
+        for name in ("base", "resident", "seal"):
+            vars(self).pop(name, None)
 
     @cached_property
     def resident(self) -> Resident:

@@ -12,7 +12,8 @@ def examples_of(task: Task, bench: Bench) -> dict[str, Examples]:
     """The training images among a task's parents, by role."""
     roles = {role: key for role, key in task.parents.items() if role in ("concept", "safe", "benign")}
     galleries = {role: gallery_of(key, bench) for role, key in roles.items()}
-    return {role: Examples(images=g.images.to(bench.device), captions=g.prompts) for role, g in galleries.items()}
+    own = {role: g.images.to(bench.device, copy=True) for role, g in galleries.items()}  # a method may do as it likes
+    return {role: Examples(images=own[role], captions=g.prompts) for role, g in galleries.items()}
 
 
 def gallery_of(key: str, bench: Bench) -> Gallery:

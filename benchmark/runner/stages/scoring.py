@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmark.errors import DataError, PluginError, TiterError
+from benchmark.errors import DataError, PluginError, TiterError, readable
 from benchmark.plan.task import Task
 from benchmark.runner.limits import out_of_memory
 from benchmark.runner.stages.account import build, generator
@@ -37,7 +37,7 @@ def check(tasks: Iterable[Task]) -> None:
             build("metric", task, "identity").check(task.concept, tuple(prompts.values()))
         except TiterError:
             raise
-        except Exception as error:  # of another's metric, or of the libraries that look for weights
+        except (Exception, SystemExit) as error:  # of another's metric, or of the libraries that look for weights
             known = isinstance(error, FileNotFoundError | ValueError)
             why = f"expected {task.plugin} to be ready, got {error!r}"[:500]
             raise DataError(str(error) if known else f"{why}: mend its files, or leave it out.") from error
@@ -136,7 +136,7 @@ def scored(metric: Any, images: Tensor, prompts: Any, other: Any, faults: list[s
         if isinstance(error, PluginError) or out_of_memory(error):  # of our contract, of this machine: not of the image
             raise
         if len(images) == 1:
-            faults.append(repr(error))
+            faults.append(readable(repr(error), 500))
             return {"value": [math.nan]}
     alone = [slice(i, i + 1) for i in range(len(images))]
     is_paired = metric.per == "pair"

@@ -1,6 +1,8 @@
 """defend and attack: methods that change weights, or find words."""
 
 import time
+import traceback
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -8,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import TypeAdapter
+from torch import Tensor
 
 from benchmark.config.registry import find
 from benchmark.data.safety import allowed
-from benchmark.errors import PluginError
+from benchmark.errors import PluginError, readable
 from benchmark.plan.task import Task
 from benchmark.runner.flags import flags_of
 from benchmark.runner.limits import out_of_memory
@@ -32,7 +35,7 @@ def defend(task: Task, bench: Bench, report: Report) -> Done:
         delta = method.protect(model, task.concept, examples_of(task, bench), rng=generator(task), report=losses)
     if not isinstance(delta, Delta):
         raise PluginError(f"expected {task.plugin}.protect to return a Delta, got {type(delta).__name__}.")
-    check_finite(delta, task)
+    check_numbers(delta, {}, task)
     model.with_delta(delta)  # raises on a wrong name or shape: here, so that no such delta is kept
 
     def write(folder: Path) -> None:
@@ -63,7 +66,7 @@ def attack(task: Task, bench: Bench, report: Report) -> Done:
         arguments = (model, base, task.concept, data)
         try:
             for snapshot in verb(*arguments, budgets=budgets, rng=generator(task), report=losses):
-                check_finite(snapshot.delta, task)
+                check_numbers(snapshot.delta, snapshot.tokens, task)
                 snapshot = permitted(snapshot, task)
                 spent = {name: count - first[name] for name, count in asdict(meter).items()}
                 seconds = round(time.monotonic() - started, 3)
@@ -71,7 +74,7 @@ def attack(task: Task, bench: Bench, report: Report) -> Done:
         except Exception as error:  # the attack is somebody else's code: what it reached counts
             if not taken or isinstance(error, PluginError) or out_of_memory(error):
                 raise
-            why = f"{type(error).__name__}: {error}"
+            why = readable(traceback.format_exception_only(error)[-1].strip())
     check_steps(
         task, [s.steps for s, _ in taken], [b.steps for _, b in taken], budgets[: len(taken)] if why else budgets
     )
@@ -133,10 +136,19 @@ def check_steps(task: Task, yielded: list[int], counted: list[int], budgets: lis
         )
 
 
-def check_finite(delta: Delta, task: Task) -> None:
-    """Refuse a delta with a number that is not finite."""
-    tensors = {**delta.dense, **{f"{n}[{i}]": t for n, pair in delta.low_rank.items() for i, t in enumerate(pair)}}
-    for name, tensor in tensors.items():
+def check_numbers(delta: Delta, tokens: Mapping[str, Tensor], task: Task) -> None:
+    """Refuse weights and words that are not float32, or not finite.
+
+    Raises:
+        PluginError: which, and what it is.
+    """
+    pairs = {f"{n}[{i}]": t for n, pair in delta.low_rank.items() for i, t in enumerate(pair)}
+    for name, tensor in {**delta.dense, **pairs, **tokens}.items():
+        dtype = getattr(tensor, "dtype", type(tensor).__name__)
+        if dtype != torch.float32:
+            raise PluginError(
+                f"expected float32 from {task.label}, got {dtype} in {name}: return `difference.float()`."
+            )
         if not bool(torch.isfinite(tensor).all()):
             raise PluginError(
                 f"expected finite weights from {task.label}, "

@@ -1,0 +1,157 @@
+"""Whatever a plug-in does beside its result: its own cells fail and say why, and every other number stays."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmark.config import registry
+from benchmark.plan.task import Task
+from benchmark.results import records
+from benchmark.runner.isolation import guard, interrupts, seal, surroundings
+from benchmark.runner.loop import Attempt, attempt
+from benchmark.runner.stages import Bench
+from benchmark.store import Store
+from tests import misbehaving
+from tests.runner.test_loop import Silent, compute, files, make_plan
+
+ESD = {"use": "esd", "steps": 2, "ddim_steps": 3, "lr": 0.01}
+
+
+@pytest.fixture(autouse=True)
+def own() -> Iterator[None]:
+    """The plug-in as a script's own class: it runs in this process."""
+    registry.OWN["defense", "bad"] = misbehaving.Bad
+    yield
+    del registry.OWN["defense", "bad"]
+
+
+def defending(how: str, folder: Path, model: Path) -> Task:
+    """The task that trains the plug-in."""
+    plan = make_plan(folder, model, defenses=["none", {"use": "bad", "how": how}], attacks=["none"])
+    return next(task for task in plan.tasks.values() if task.plugin == "bad")
+
+
+@pytest.fixture(scope="module")
+def bench(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """One bench for many tasks, as in a run."""
+    return Bench(tiny_folder, Store(tmp_path_factory.mktemp("store")).open())
+
+
+def tried(how: str, bench: Bench, folder: Path) -> Attempt:
+    return attempt(defending(how, folder, bench.folder), bench, Silent())
+
+
+@pytest.mark.parametrize("how", misbehaving.CHANGES)
+def test_a_change_of_anything_but_the_result_fails_the_task_and_is_put_back(
+    how: str, bench: Bench, tmp_path: Path
+) -> None:
+    """The message names the method and what it changed; the base is another, and as it was."""
+    before, base, held = seal.Seal(bench.base), bench.base, surroundings.read()
+
+    found = tried(how, bench, tmp_path)
+
+    last = found.trace.strip().splitlines()[-1]
+    assert (found.what, found.tampered) == ("failed", True)
+    assert "expected bad to leave everything but its result as it was" in last
+    assert misbehaving.CHANGES[how][1] in last
+    assert surroundings.read() == held
+    assert torch.isfinite(torch.tensor(float("nan"))).item() is False
+    assert bench.base is not base
+    assert before.bits.keys() == bench.seal.bits.keys()
+    assert all(torch.equal(a, b) for a, b in zip(before.bits.values(), bench.seal.bits.values(), strict=True))
+    assert not list(bench.store.results())
+
+
+@pytest.mark.parametrize("how", misbehaving.ENDINGS)
+def test_what_would_end_the_run_fails_the_task(how: str, bench: Bench, tmp_path: Path) -> None:
+    """And its text can be written to a table, whatever it is."""
+    with interrupts.listening():
+        found = tried(how, bench, tmp_path)
+
+    assert (found.what, found.tampered) == ("failed", False)
+    assert misbehaving.ENDINGS[how][1] in found.trace
+    assert len(found.trace.encode()) < 50_000
+
+
+@pytest.mark.parametrize("how", misbehaving.DTYPES)
+def test_a_delta_of_another_dtype_is_refused(how: str, bench: Bench, tmp_path: Path) -> None:
+    found = tried(how, bench, tmp_path)
+
+    assert found.what == "failed"
+    assert f"got {misbehaving.DTYPES[how]} in unet.conv_in.weight" in found.trace
+
+
+def test_a_second_runner_ends_where_its_method_does(bench: Bench, tmp_path: Path) -> None:
+    """The copy of the process that a method forks never leaves the method's call."""
+    task, process = defending("ok", tmp_path, bench.folder), os.getpid()
+
+    def forking() -> int:
+        if child := os.fork():
+            assert os.waitpid(child, 0)[1] == 0
+        return os.getpid()
+
+    assert guard.guarded(task, None, forking) == process
+
+
+def test_who_draws_from_the_global_generators_depends_on_its_task_alone(tiny_folder: Path, tmp_path: Path) -> None:
+    """And leaves them as they were."""
+    stored = []
+    for number in range(2):
+        torch.manual_seed(number)
+        before = torch.get_rng_state()
+        bench = Bench(tiny_folder, Store(tmp_path / str(number)).open())
+        assert tried("global numbers", bench, tmp_path).what == "ran"
+        assert torch.equal(before, torch.get_rng_state())
+        stored.append(files(bench.store.root))
+
+    assert stored[0] == stored[1]
+
+
+def pressed() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    threading.Event().wait(5)
+
+
+def test_a_keyboard_interrupt_is_ctrl_c_only_after_the_signal() -> None:
+    found: list[bool] = []
+    with interrupts.listening():
+        assert not interrupts.real()
+        with pytest.raises(KeyboardInterrupt):
+            pressed()
+        assert interrupts.real()
+        thread = threading.Thread(target=lambda: found.append(interrupts.real()))
+        thread.start()
+        thread.join()
+
+    assert found == [False]  # Python raises it on the main thread alone
+    with interrupts.listening():
+        assert not interrupts.real()
+
+
+def test_a_poisoned_run_keeps_every_other_row_to_the_byte(tiny_folder: Path, tmp_path: Path) -> None:
+    """Also in the store, so that a later run without the method finds nothing false there."""
+    hows = ["zeroes the base", "leaves a hook", "sets the default dtype", "replaces torch.isfinite", "a surrogate"]
+    poison = [{"use": "bad", "how": how, "as": f"bad{number}"} for number, how in enumerate(hows)]
+    plan = make_plan(tmp_path, tiny_folder, defenses=["none", *poison, ESD], attacks=["none"])
+    clean = make_plan(tmp_path, tiny_folder, defenses=["none", ESD], attacks=["none"])
+
+    outcome = compute(plan, tmp_path / "store", tiny_folder)
+    compute(clean, tmp_path / "clean", tiny_folder)
+
+    assert {plan.tasks[key].plugin for key in outcome.failed} == {"bad"}
+    assert len(outcome.failed) == len(hows)
+    assert files(tmp_path / "store") == files(tmp_path / "clean")
+    found, wanted = (table(p, tmp_path / s, o) for p, s, o in ((plan, "store", outcome), (clean, "clean", None)))
+    assert found[found.defense.isin(["none", "esd"])].reset_index(drop=True).equals(wanted)
+    assert set(found[found.defense.str.startswith("bad")].status) == {"failed"}
+
+
+def table(plan: Any, root: Path, outcome: Any) -> Any:
+    failed, skipped = (outcome.failed, outcome.skipped) if outcome else ({}, {})
+    return records.cells(plan, Store(root), failed, skipped).reset_index(drop=True)
