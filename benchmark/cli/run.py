@@ -1,6 +1,7 @@
 """Commands that fill a store: run and score."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,13 +24,28 @@ NOTHING = dict.fromkeys(("ran", "found", "failed", "skipped"), 0)
 
 @contextmanager
 def working(done: Callable[[], str]) -> Iterator[None]:
-    """Wrong input and folders that fail end in one line and 2, Ctrl-C in 130 and what `done` says."""
+    """Wrong input and folders that fail end in one line and 2, Ctrl-C in 130 and what `done` says.
+
+    A second Ctrl-C does not wait for whoever is at work. What a plug-in's file or class ends the process with is 1.
+    """
+    from benchmark.runner.isolation import interrupts
+
     try:
-        with refusing():
-            yield
+        with refusing(), interrupts.insisting(lambda: err.print("stopped: the same command goes on from here")):
+            try:
+                yield
+            except SystemExit as error:
+                err.print(f"expected plug-ins that leave ending to titer, got SystemExit({error.code})", markup=False)
+                raise typer.Exit(1) from error
     except KeyboardInterrupt:
         err.print(f"stopped: {done()}the same command goes on from here")
         raise typer.Exit(130) from None
+
+
+def give_up(text: str) -> None:
+    """End the process: a task cannot be stopped."""
+    err.print(f"{text}\nIt cannot be stopped, so the run ends; `titer board` shows what is done.", markup=False)
+    os._exit(1)
 
 
 @app.command()
@@ -99,7 +115,7 @@ def run(
 
         with (
             Bars(silent if quiet else err, job.left) as bars,
-            each_task(time_limit),
+            each_task(time_limit, give_up),
             tracking.told(tracker, job, bars) as events,
         ):
             outcome = job.run(

@@ -60,6 +60,11 @@ def names(kind: PluginKind) -> list[str]:
     return sorted({*builtin(kind), *external(kind), *(name for of, name in OWN if of == kind)})
 
 
+def is_foreign(kind: PluginKind, name: str) -> bool:
+    """Whether a plug-in is another package's: neither shipped with titer nor registered by this process."""
+    return (kind, name) not in OWN and name not in builtin(kind)
+
+
 def find(kind: PluginKind, name: str) -> type[Any]:
     """The class of a plug-in.
 
@@ -76,7 +81,7 @@ def find(kind: PluginKind, name: str) -> type[Any]:
         loaded = OWN[kind, name] if (kind, name) in OWN else external(kind)[name].load()
     except PluginError:
         raise
-    except Exception as error:  # another's file may raise anything
+    except (Exception, SystemExit) as error:  # another's file may raise anything
         raise PluginError(
             f"expected {kind} {name!r} to import, got {error!r}: install what it needs, or mend it."
         ) from error

@@ -103,8 +103,9 @@ class Wire:
         self.name, self.inbox, self.key, self.last = name, inbox, "", 0.0
 
     def started(self, task: Task) -> None:
-        """A task begins."""
+        """A task begins: its time counts from the last of these."""
         self.key = task.key
+        self.inbox.begin.remote(self.key)
         self.send(0, 1, math.nan)
 
     def step(self, *, step: int, total: int, loss: float) -> None:
@@ -122,16 +123,22 @@ class Wire:
 
 
 class Inbox:
-    """The last message of each worker, until the driver takes them."""
+    """The last message of each worker and the tasks that began, until the driver takes them."""
 
     def __init__(self) -> None:
         self.last: dict[str, tuple[str, int, int, float]] = {}
+        self.begun: list[str] = []
+
+    def begin(self, key: str) -> None:
+        """Keep that a task began."""
+        self.begun.append(key)
 
     def put(self, name: str, message: tuple[str, int, int, float]) -> None:
         """Keep a worker's message."""
         self.last[name] = message
 
-    def take(self) -> list[tuple[str, int, int, float]]:
-        """Hand over what came since the last time."""
-        found, self.last = list(self.last.values()), {}
-        return found
+    def take(self) -> tuple[list[str], list[tuple[str, int, int, float]]]:
+        """Hand over what came since the last time: tasks that began, messages."""
+        begun, found = self.begun, list(self.last.values())
+        self.begun, self.last = [], {}
+        return begun, found

@@ -22,11 +22,12 @@ from benchmark.runner.executors import memory
 from benchmark.runner.executors.actors import Inbox, Order, Worker
 from benchmark.runner.executors.cluster import cluster, fleet
 from benchmark.runner.executors.schedule import Job, Schedule
-from benchmark.runner.limits import TIME_LIMIT
+from benchmark.runner.limits import GRACE, TIME_LIMIT, out_of_time
 from benchmark.runner.loop import Attempt, Run
 from benchmark.store import Store
 
 LOST = 3  # workers that a task may take with it, and starts that may fail in a row
+LATE = 600.0  # seconds that a worker may take to begin a task, base and store included, before its time counts
 ALONE = 120  # seconds without any worker until we say so
 LONELY = 1800  # and until we give up: a cluster that grows by itself may take its time
 LOOK = 5  # seconds between two looks at whether the cluster has a machine left
@@ -99,6 +100,7 @@ class Driver:
         self.coming: dict[Any, str] = {}  # Ray's promise of a place -> worker
         self.running: dict[Any, tuple[str, str]] = {}  # Ray's promise of an attempt -> worker, task
         self.parked: dict[str, float] = {}  # task that another run holds -> when to look again
+        self.since: dict[str, float] = {}  # task at work -> when its time began
         self.losses: Counter[str] = Counter()
         self.hired, self.misfits, self.heard, self.manned = 0, 0, 0.0, time.monotonic()
         self.looked = self.warned = self.manned
@@ -112,6 +114,7 @@ class Driver:
             self.dispatch()
             self.collect()
             self.listen()
+            self.stop_late()
 
     def dismiss(self) -> None:
         """End every worker."""
@@ -146,6 +149,7 @@ class Driver:
             there = [key for key in task.parents.values() if key not in outcome.failed and key not in outcome.skipped]
             promise = self.actors[start.worker].work.remote(task, there)
             self.running[promise] = start.worker, start.key
+            self.since[start.key] = time.monotonic() + LATE
 
     def collect(self) -> None:
         """Wait a moment for workers that join, and for attempts that end."""
@@ -214,6 +218,8 @@ class Driver:
             self.lose(name, key, error)
             return
         task = self.run.plan.tasks[key]
+        if tried.tampered:
+            self.renew(name)
         if tried.what == "locked":
             self.run.locked(task)
             self.schedule.release(key)
@@ -230,15 +236,30 @@ class Driver:
     def lose(self, name: str, key: str, error: Exception) -> None:
         """A worker died, or its machine did: another takes its place, and its task over."""
         log.warning("lost %s, which was at %s: another takes it", name, self.run.plan.tasks[key].label)
-        self.ray.kill(self.actors.pop(name))
-        self.schedule.leave(name)
+        self.renew(name)
         self.losses[key] += 1
         if self.losses[key] < LOST:
             self.schedule.again(key, alone=self.losses[key] > 1)  # memory may be what killed the first
         else:
             why = " ".join(str(error).split())
             self.give_up(key, f"expected a worker to live through this task, got {LOST} that died: {why}")
+
+    def renew(self, name: str) -> None:
+        """End a worker, if it still lives; another takes its place."""
+        self.ray.kill(self.actors.pop(name))
+        self.schedule.leave(name)
         self.hire()
+
+    def stop_late(self) -> None:
+        """Kill the workers whose task has not ended by its time: it does not listen to their alarm."""
+        seconds = self.order.seconds
+        if seconds is None:
+            return
+        for promise, (name, key) in list(self.running.items()):
+            if time.monotonic() > self.since[key] + seconds + GRACE:
+                del self.running[promise]
+                self.renew(name)
+                self.give_up(key, f"TimeLimitError: {out_of_time(seconds)} Its worker was killed.")
 
     def give_up(self, key: str, trace: str) -> None:
         """A task failed: what needs it is skipped."""
@@ -265,10 +286,11 @@ class Driver:
         if not self.ray.wait([self.mail], timeout=0)[0]:
             return
         try:
-            messages, self.mail = self.ray.get(self.mail), None
+            (begun, messages), self.mail = self.ray.get(self.mail), None
         except self.ray.exceptions.RayError:  # its machine is lost: no bars, but nothing else
             return
         at_work = {key for _, key in self.running.values()}
+        self.since |= {key: time.monotonic() for key in begun if key in at_work}
         for key, step, total, loss in messages:
             if key in at_work:
                 self.run.events.started(self.run.plan.tasks[key])
