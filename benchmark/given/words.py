@@ -18,9 +18,9 @@ def label(text: object) -> str:
     Raises:
         ValueError: it is no text, is empty or long, or says something to a terminal or a spreadsheet.
     """
-    if isinstance(text, str) and 0 < len(text) <= LONGEST and text.isprintable() and text.strip() == text:
-        if text[0] not in FORMULA:
-            return text
+    is_line = isinstance(text, str) and 0 < len(text) <= LONGEST and text.isprintable() and text.strip() == text
+    if is_line and text[0] not in FORMULA:
+        return text
     raise ValueError(f"expected {RULE}, got {shown(text)}")
 
 

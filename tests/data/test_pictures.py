@@ -219,7 +219,7 @@ def test_a_huge_image_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     paint(tmp_path / "photos" / "0.png", (40, 40))
     monkeypatch.setattr(pictures, "PIXELS", 100)
 
-    with pytest.raises(DataError, match="at most 100 pixels at .*, got 40 x 40: make it smaller"):
+    with pytest.raises(DataError, match=r"at most 100 pixels at .*, got 40 x 40: make it smaller"):
         read(tmp_path, images="photos", captions="a cat!")
 
 
