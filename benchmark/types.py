@@ -84,6 +84,7 @@ class Concept:
             for a style (UnlearnCanvas' CRA). Such prompts may be those of the split `retained` again.
         judges: who judges, by place (`primary`, `second`), where a metric names none; see `metrics.judges`.
         classes: for judges that are classifiers: the classes, by name or number, that count as a label.
+        left_out: for people: what of its tables is no prompt, a line for each table.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Concept:
     paraphrases: tuple[str, ...] = ()
     subject: str = ""
     drawn: str = ""
+    left_out: tuple[str, ...] = ()
 
     def of(self, split: Split) -> tuple[Prompt, ...]:
         """The prompts of one split, in the card's order."""

@@ -137,7 +137,7 @@ def load_concept(source: str, model: str = "mini") -> Concept:
         raise DataError(
             f"expected a concept card in {path}, got a fault at {shown(place)}: {clipped(first['msg'])}."
         ) from error
-    prompts, pictures = list[Prompt](), list[Picture]()
+    prompts, pictures, left_out = list[Prompt](), list[Picture](), list[str]()
     for split, groups in card.prompts.items():
         if len({isinstance(group, Pictures) for group in groups}) > 1:
             raise DataError(f"expected images or texts for the split {split!r} in {path}, got both: move one of them.")
@@ -145,7 +145,8 @@ def load_concept(source: str, model: str = "mini") -> Concept:
             if isinstance(group, Group):
                 prompts += expand(split, group, path)
             else:
-                given, pictured = listed(split, group, card.kind, path)
+                given, pictured, note = listed(split, group, card.kind, path)
+                left_out += [note] if note else []
                 prompts, pictures = prompts + given, pictures + pictured
     check_card(str(path), card.model_dump(exclude={"prompts"}), ((p.split, p.text) for p in prompts))
     kept = set(allowed((p.text for p in prompts), card.kind))
@@ -154,7 +155,7 @@ def load_concept(source: str, model: str = "mini") -> Concept:
     fields = card.model_dump(exclude={"prompts"})
     for name in ("wordings", "paraphrases"):
         fields[name] = tuple(allowed(fields[name], card.kind))
-    return Concept(**fields, prompts=final, pictures=tuple(pictures))
+    return Concept(**fields, prompts=final, pictures=tuple(pictures), left_out=tuple(left_out))
 
 
 def expand(split: Split, group: Group, path: Path) -> Iterator[Prompt]:
@@ -180,8 +181,8 @@ def expand(split: Split, group: Group, path: Path) -> Iterator[Prompt]:
         yield Prompt(text=text, split=split, label=chosen["label"][0] if "label" in chosen else group.label)
 
 
-def listed(split: Split, group: Listed | Pictures, kind: str, path: Path) -> tuple[list[Prompt], list[Picture]]:
-    """The prompts of a table, or of captioned images with these.
+def listed(split: Split, group: Listed | Pictures, kind: str, path: Path) -> tuple[list[Prompt], list[Picture], str]:
+    """The prompts of a table, or of captioned images with these, and which rows were left out, for people.
 
     Raises:
         DataError: a file or an image cannot be used, or the split's images are what the model draws.
@@ -192,7 +193,8 @@ def listed(split: Split, group: Listed | Pictures, kind: str, path: Path) -> tup
         return bool(allowed([text], kind))
 
     if isinstance(group, Listed):
-        return rows_of(table.prompts(group, path.parent, kind, keep), split), []
+        found = table.prompts(group, path.parent, kind, keep)
+        return rows_of(found, split), [], str(found.attrs.get("left_out", ""))
     if split in ("concept", "retained", "cross"):
         raise DataError(
             f"expected texts for the split {split!r} in {path}, got images: the model draws what is judged."
@@ -205,7 +207,7 @@ def listed(split: Split, group: Listed | Pictures, kind: str, path: Path) -> tup
         Picture(path=file, sha256=sha256, caption=text, split=split)
         for file, sha256, text in zip(files, look(files), texts, strict=True)
     ]
-    return rows_of(found, split), pictures
+    return rows_of(found, split), pictures, str(found.attrs.get("left_out", ""))
 
 
 def rows_of(found: "pd.DataFrame", split: Split) -> list[Prompt]:

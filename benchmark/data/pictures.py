@@ -16,7 +16,7 @@ from benchmark.given.files import contents
 
 FAULTS = (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError)
 BYTES, PIXELS = 256 << 20, 64_000_000
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "GIF")  # others are programs, or start one
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # others are programs, or start one
 AT_ONCE = 4  # images that are decoded side by side: each takes up to 0.25 GB
 FINE = "I;16"  # Pillow's mode of 16 bits a pixel; its conversion to RGB would make nearly all of it white
 

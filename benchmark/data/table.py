@@ -92,7 +92,9 @@ def canonical(
         found = found[selected(part, rows, named)]
         found["text"] = found["text"].str.strip()
         good = np.array([text != "" and keep(text) for text in found["text"].tolist()], dtype=bool)
-        yield found[good].reset_index(drop=True)
+        kept = found[good].reset_index(drop=True)
+        kept.attrs["left_out"] = int(len(good) - good.sum())
+        yield kept
 
 
 def texts(part: pd.DataFrame, rows: Rows, at: str | None, template: str | None) -> pd.Series:
@@ -166,7 +168,7 @@ def chosen(parts: Frames, rows: Rows, own: list[str]) -> pd.DataFrame:
         DataError: no row is left, or an id stands for two texts.
     """
     name = rows.name
-    seen = survey(parts(), own, rows.limit if rows.pick == "first" else None)
+    seen, blank = survey(parts(), own, rows.limit if rows.pick == "first" else None)
     first = np.sort(np.unique(seen.whole, return_index=True)[1])
     if not len(first):
         which = f" where {shown(rows.where)}" if rows.where else ""
@@ -175,19 +177,26 @@ def chosen(parts: Frames, rows: Rows, own: list[str]) -> pd.DataFrame:
         refuse_two_texts(parts, seen, name)
     n, count = len(first), min(rows.limit or len(first), len(first))
     at = first[:count] if rows.pick == "first" else first[(2 * np.arange(count) + 1) * n // (2 * count)]
-    return take(parts, at)
+    found, repeated = take(parts, at), len(seen.whole) - n
+    if blank or repeated:
+        found.attrs["left_out"] = f"{name}: {repeated} rows that repeat another, {blank} blank or not allowed"
+    return found
 
 
-def survey(parts: Iterator[pd.DataFrame], own: list[str], enough: int | None) -> Seen:
-    """Eight bytes of each row, id and text; it stops once it has seen `enough` rows of their own."""
-    found = Seen(*(np.empty(0, np.uint64) for _ in range(3)))
+def survey(parts: Iterator[pd.DataFrame], own: list[str], enough: int | None) -> tuple[Seen, int]:
+    """Eight bytes of each row, id and text, and how many rows had no text that may be used.
+
+    It stops once it has seen `enough` rows of their own.
+    """
+    found, blank = Seen(*(np.empty(0, np.uint64) for _ in range(3))), 0
     for part in parts:
+        blank += part.attrs.get("left_out", 0)
         ids = hashes(part[["id"]]) * (part["id"] != "").to_numpy(np.uint64)
         more = Seen(hashes(part[own]), ids, hashes(part[["text"]]))
         found = Seen(*(np.concatenate(pair) for pair in zip(found, more, strict=True)))
         if enough and len(np.unique(found.whole)) >= enough:
             break
-    return found
+    return found, blank
 
 
 def hashes(part: pd.DataFrame) -> np.ndarray:
@@ -217,6 +226,8 @@ def take(parts: Frames, at: np.ndarray) -> pd.DataFrame:
         start += len(part)
         if len(at) and start > at[-1]:
             break
+    for part in found:
+        part.attrs = {}  # pandas compares what is known of each
     return pd.concat(found, ignore_index=True)
 
 

@@ -69,7 +69,7 @@ def survey(text: str) -> None:
             count(stack[-1], done.nodes, event)
         elif isinstance(event, AliasEvent):
             if event.anchor not in sizes:
-                raise refusal(f"the alias *{clipped(event.anchor)}, which names nothing before it", event)
+                raise refusal(f"the alias *{clipped(str(event.anchor))}, which names nothing before it", event)
             count(stack[-1], sizes[event.anchor], event)
         elif isinstance(event, ScalarEvent):
             if event.anchor:
@@ -97,4 +97,5 @@ def count(within: Open, nodes: int, event: Event) -> None:
 
 def refusal(what: str, event: Event) -> yaml.YAMLError:
     """The error, with its line."""
-    return yaml.YAMLError(f"{what}, in line {event.start_mark.line + 1}")
+    mark: Any = event.start_mark
+    return yaml.YAMLError(f"{what}, in line {mark.line + 1}")

@@ -18,8 +18,8 @@ def label(text: object) -> str:
     Raises:
         ValueError: it is no text, is empty or long, or says something to a terminal or a spreadsheet.
     """
-    is_line = isinstance(text, str) and 0 < len(text) <= LONGEST and text.isprintable() and text.strip() == text
-    if is_line and text[0] not in FORMULA:
+    is_plain = isinstance(text, str) and 0 < len(text) <= LONGEST and text.isprintable() and text.strip() == text
+    if is_plain and isinstance(text, str) and not text.startswith(tuple(FORMULA)):
         return text
     raise ValueError(f"expected {RULE}, got {shown(text)}")
 

@@ -1,12 +1,13 @@
 """A config -> a session: everything is checked that can be before a model is loaded, and the matrix is planned."""
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmark.config import Config
 from benchmark.data import load_concept
-from benchmark.errors import DataError
+from benchmark.errors import DataError, unknown
 from benchmark.model import bases
 from benchmark.model.families import objections
 from benchmark.model.weights import UnsupportedError
@@ -14,6 +15,7 @@ from benchmark.plan import Plan, build
 from benchmark.results.folder import claim_folder, identity
 from benchmark.session.session import Session
 from benchmark.store import Store
+from benchmark.types import Concept
 
 
 def prepare(
@@ -35,6 +37,7 @@ def prepare(
         InputError: a name, a file or a folder is wrong.
     """
     given = cards(config)  # first: a model may have to be downloaded
+    check_drawn([*given["concepts"], *filter(None, [given["subject"]]), *given["development"].values()])
     try:
         model = bases.find(config.raw.model, weights)
     except UnsupportedError as error:
@@ -46,6 +49,22 @@ def prepare(
         found.store.open()
         claim_folder(found.out, identity(plan))
     return found
+
+
+def check_drawn(concepts: Iterable[Concept]) -> None:
+    """Refuse a card whose subject no code draws.
+
+    Raises:
+        DataError: the first of them.
+    """
+    for concept in concepts:
+        if concept.drawn:
+            from benchmark.mini.subjects import SUBJECTS  # loads torch
+
+            if concept.drawn not in SUBJECTS:
+                raise DataError(
+                    unknown(f"subject under `drawn` in the card {concept.name!r}:", concept.drawn, SUBJECTS)
+                )
 
 
 def planned(config: Config, base: str) -> Plan:

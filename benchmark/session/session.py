@@ -108,6 +108,7 @@ class Session:
             "cut_prompts": len(self.cut),
             "longest_prompt": max(self.cut.values(), default=None),
             "pictures": self.pictures,
+            "left_out": sorted({line for cell in self.plan.cells for line in cell.concept.left_out}),
         }
 
     def run(

@@ -221,6 +221,15 @@ def test_rows_that_say_the_same_are_one_and_a_blank_one_is_none(tmp_path: Path) 
     assert column(rows(tmp_path, "a.csv", text, columns={"seed": None}), "text") == ["a", "b"]
 
 
+def test_rows_that_are_left_out_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt\none\n\n  \none\ntwo\none\nbad\n")
+
+    found = table.prompts(Listed(file=Path("a.csv")), tmp_path, "object", lambda text: text != "bad")
+
+    assert column(found, "text") == ["one", "two"]
+    assert found.attrs["left_out"].startswith("a.csv: 2 rows that repeat another, ")
+
+
 def test_the_filter_does_not_eat_into_the_limit(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("bad 1\ngood 1\nbad 2\ngood 2\ngood 3\n")
 

@@ -84,6 +84,7 @@ def test_two_defenses_share_no_key(planned: Any) -> None:
 
 
 def test_one_concept_twice_aborts(planned: Any, tmp_path: Path) -> None:
+    planned()
     (tmp_path / "copy.yaml").write_text((tmp_path / "cat.yaml").read_text())
 
     with pytest.raises(ConfigError, match="twice"):
