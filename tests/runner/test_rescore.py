@@ -20,6 +20,7 @@ from benchmark.plan import Plan
 from benchmark.runner import rescore, stages
 from benchmark.store import Store
 from benchmark.store.artifacts import load_images
+from benchmark.store.files import describe
 from benchmark.store.marker import digest
 from benchmark.store.store import MARKER
 from metrics.presence import Presence
@@ -284,11 +285,7 @@ def test_an_image_that_could_not_be_scored_stays_missing(run: Run) -> None:
     table.loc[0, ["value", "brightness"]] = np.nan
     table.to_parquet(folder / "scores.parquet", index=False)
     marker = json.loads((folder / MARKER).read_text())
-    facts = marker["files"]["scores.parquet"]
-    facts |= {
-        "size": (folder / "scores.parquet").stat().st_size,
-        "mtime_ns": (folder / "scores.parquet").stat().st_mtime_ns,
-    }
+    marker["files"]["scores.parquet"] = describe(folder)["scores.parquet"]
     (folder / MARKER).write_text(json.dumps(marker | {"sha256": digest(marker)}, sort_keys=True))
 
     assert run.again("--metric", "{use: black, threshold: 0.9}").exit_code == 0
