@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 SIZE, HIGH = 7.5, 9.0  # points: of the letters, and of a line of them
 WIDE = 0.56  # of a letter, as a share of its size
-LETTERS, LINES = 24, 3  # of a label at most: many points may lie on each other
+LETTERS, LINES = 17, 4  # of a label at most: many points may lie on each other
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]  # left, bottom, right, top, in points
 
@@ -61,7 +61,7 @@ def arrange(texts: Mapping[Point, str], taken: Sequence[Box], frame: Box) -> dic
         frame: what labels should stay within.
     """
     boxes, found = list(taken), dict[Point, Point]()
-    for (x, y), text in sorted(texts.items()):
+    for (x, y), text in sorted(texts.items(), key=lambda pair: (-len(pair[1]), pair[0])):  # the longest has least room
         lines = text.split("\n")
         size = WIDE * SIZE * max(map(len, lines)), HIGH * len(lines)
         found[x, y] = best((x, y), size, boxes, frame)
