@@ -15,7 +15,7 @@ import numpy as np
 
 from leaderboards.bootstrap import Draws, FloatArray, IntArray, weights
 from leaderboards.evidence import JUDGE, Evidence, Images, Key
-from leaderboards.intervals import MISSING, Interval, percentile, proportion
+from leaderboards.intervals import MISSING, Interval, of_draws, proportion
 
 DISAGREE = 0.1  # a larger share of images on which the judges differ is flagged
 SECOND = f"{JUDGE}_second"
@@ -75,7 +75,9 @@ def compare(found: Verdicts, bootstrap: Draws) -> tuple[Interval, Interval]:
     (share,), (kappa,) = shares(sums.sum(axis=0, keepdims=True))
     drawn_share, drawn_kappa = shares(weights(prompts, bootstrap)[1:] @ sums)
     is_known = prompts > 1 and np.isfinite(kappa) and np.isnan(drawn_kappa).mean() <= LOST_DRAWS
-    interval = percentile(float(kappa), drawn_kappa, prompts - 1) if is_known else MISSING._replace(value=float(kappa))
+    interval = (
+        of_draws(float(kappa), drawn_kappa, prompts - 1, (-1, 1)) if is_known else MISSING._replace(value=float(kappa))
+    )
     return proportion(float(share), drawn_share, prompts, max(prompts - 1, 1)), interval
 
 

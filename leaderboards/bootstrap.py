@@ -8,7 +8,12 @@ units (Rao and Wu 1988, "Resampling inference with complex survey data"); n of n
 
 The spread s2 between units already holds what is below them, v, which is drawn too: with both, intervals would be too
 wide. So weights of seeds and of concepts are pulled to their mean by a factor k with k^2 = (s2 - v) / (s2 + v), from
-which the variance of a mean of n units is s2 / n in all (v / n if s2 < v, which is then noise).
+which the variance of a mean of n units is s2 / n in all (v / n if s2 < v, which is then noise). Each arm has a k of its
+own: an arm whose concepts differ is no better known for standing beside arms whose concepts agree. Where concepts
+happen to differ by less than v, deviations are made smaller by sqrt(s2 / v), so that the variance is s2 / n there, too:
+with few concepts it is Student's t that makes up for that, and s2 / n is what it asks for.
+
+The same draws are also combined without drawing concepts: what is known of these concepts, not of concepts in general.
 
 Each kind of unit has a stream of its own, named by what is drawn: the prompts of a concept are drawn alike for each
 defense and attack, so that whatever is compared is compared inside a draw, and nothing depends on what else is there.
@@ -36,11 +41,16 @@ class Draws:
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """The means (arms,), the same in each draw (draws, arms), and the degrees of freedom of what varies most."""
+    """The means (arms,), the same in each draw (draws, arms), and the degrees of freedom of what varies most.
+
+    fixed: the draws (draws, arms) in which the concepts stay as they are, with their degrees of freedom.
+    """
 
     means: FloatArray
     draws: FloatArray
     freedom: float
+    fixed: FloatArray
+    fixed_freedom: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,50 +136,67 @@ def combine(*panels: Resampled) -> list[Drawn]:
     What they share then cancels in their difference, and so counts for nothing in how far weights are pulled.
     """
     blocks = list(zip(*(panel.blocks for panel in panels), strict=True))
-    pull = _pull([_contrast([block.values for block in same]) for same in blocks])
+    concepts, arms = panels[0].shape[1:]
+    pull, _ = _pull([(_contrast([block.values for block in same]), same[0].arms) for same in blocks], arms)
     by_concept = [np.full(panel.shape, np.nan) for panel in panels]
     for same in blocks:
         for block, into in zip(same, by_concept, strict=True):
-            into[:, block.concept, block.arms] = _mean(block.values, block.by_seed, pull)
-    pull_concepts = _pull([_contrast(by_concept)])
-    found = [_mean(v, panel.by_concept, pull_concepts) for v, panel in zip(by_concept, panels, strict=True)]
-    freedom = _freedom(blocks, _contrast(found), panels[0])
-    return [Drawn(rows[0], rows[1:], freedom) for rows in found]
+            into[:, block.concept, block.arms] = _mean(block.values, block.by_seed, pull[block.arms])
+    every = np.ones(arms, dtype=bool)
+    pull, scale = _pull([(_contrast(by_concept), every)], arms)
+    drawn = [_mean(v, panel.by_concept, pull) for v, panel in zip(by_concept, panels, strict=True)]
+    drawn = [rows[:1] + scale * (rows - rows[:1]) for rows in drawn]
+    held = [_mean(v, panel.by_concept, np.zeros(arms)) for v, panel in zip(by_concept, panels, strict=True)]
+    within = _freedom(blocks, _contrast(held), panels[0])
+    freedom = within if concepts == 1 else max(float(concepts - 1), 1.0)
+    return [Drawn(rows[0], rows[1:], freedom, own[1:], within) for rows, own in zip(drawn, held, strict=True)]
 
 
 def _contrast(values: Sequence[FloatArray]) -> FloatArray:
     return values[0] if len(values) == 1 else values[0] - values[1]
 
 
-def _pull(blocks: Sequence[FloatArray]) -> float:
-    """k of the module's docstring, from the arms (1 + draws, units, arms) that all units of a block have."""
-    between = below = 0.0
-    for values in blocks:
-        units = values.shape[1]
-        values = values[:, :, np.isfinite(values).all(axis=(0, 1))]
-        if units > 1 and values.shape[2]:
-            apart = values - values.mean(axis=1, keepdims=True)
-            between += float(values[0].var(axis=0, ddof=1).sum())
-            below += float(apart[1:].var(axis=0).sum()) / (units - 1)
-    if between + below == 0:
-        return 1.0
-    return float(np.sqrt(max(between - below, 0.0) / (between + below)))
+def _pull(blocks: Sequence[tuple[FloatArray, npt.NDArray[np.bool_]]], arms: int) -> tuple[FloatArray, FloatArray]:
+    """k of the module's docstring for each arm (arms,), and sqrt(s2 / v) where that is below 1, else 1, from blocks
+    (1 + draws, units, own arms) and which arms these are.
+
+    Where nothing varies k is 1; where an arm has one unit, 0.
+    """
+    between, below, is_drawn = np.zeros(arms), np.zeros(arms), np.zeros(arms, dtype=bool)
+    for values, own in blocks:
+        known = np.isfinite(values).all(axis=0)  # (units, own arms)
+        units = known.sum(axis=0)
+        several = np.maximum(units, 2)
+        apart = np.where(known, values - _divide(np.where(known, values, 0.0).sum(axis=1), units)[:, None], 0.0)
+        spread = (apart[0] ** 2).sum(axis=0) / (several - 1)
+        noise = apart[1:].var(axis=0).sum(axis=0) / (several - 1)
+        at = np.flatnonzero(own)[units > 1]
+        between[at] += spread[units > 1]
+        below[at] += noise[units > 1]
+        is_drawn[at] = True
+    total = between + below
+    share = np.divide(np.maximum(between - below, 0.0), total, out=np.ones(arms), where=total > 0)
+    less = np.divide(between, below, out=np.ones(arms), where=(below > 0) & is_drawn)
+    pull: FloatArray = np.where(is_drawn, np.sqrt(share), 0.0)
+    return pull, np.sqrt(less.clip(max=1.0))
 
 
 def _freedom(blocks: Sequence[tuple[Block, ...]], found: FloatArray, panel: Resampled) -> float:
-    """Concepts - 1; of one concept, Satterthwaite's from its seeds and prompts."""
-    concepts = panel.shape[1]
-    if concepts != 1:
-        return max(float(concepts - 1), 1.0)
-    seeds = max(same[0].values.shape[1] for same in blocks)
-    prompts_only = 0.0
+    """Satterthwaite's degrees of freedom from the seeds and prompts of the concepts, which are not drawn themselves."""
+    arms = panel.shape[2]
+    prompts_only = np.full((panel.shape[0], panel.shape[1], arms), np.nan)
+    seeds = np.zeros(panel.shape[1], dtype=np.int64)
     for same in blocks:
-        means = _contrast([_mean(block.values, block.by_seed, 0.0) for block in same])
-        prompts_only += _spread(means)
-    total = _spread(found)
-    share = min(max(1 - prompts_only / total, 0.0), 1.0) if total > 0 else 0.0
-    parts = [share**2 / (seeds - 1)] if seeds > 1 else []
-    parts += [(1 - share) ** 2 / (panel.prompts - 1)] if panel.prompts > 1 else []
+        block = same[0]
+        means = _contrast([_mean(each.values, each.by_seed, np.zeros(int(each.arms.sum()))) for each in same])
+        prompts_only[:, block.concept, block.arms] = means
+        seeds[block.concept] = max(seeds[block.concept], block.values.shape[1])
+    still = _mean(prompts_only, panel.by_concept, np.zeros(arms))
+    total, freedom = _spread(found), int((seeds - 1).clip(min=0).sum())
+    share = min(max(1 - _spread(still) / total, 0.0), 1.0) if total > 0 else 0.0
+    parts = [share**2 / freedom] if freedom > 0 else []
+    prompts = panel.prompts - panel.shape[1]
+    parts += [(1 - share) ** 2 / prompts] if prompts > 0 else []
     return 1 / sum(parts) if sum(parts) > 0 else 1.0
 
 
@@ -187,17 +214,29 @@ def _prompt_means(part: FloatArray, by_prompt: FloatArray) -> FloatArray:
     return mean.reshape(len(by_prompt), part.shape[1], part.shape[0])
 
 
-def _mean(values: FloatArray, by_unit: FloatArray, pull: float) -> FloatArray:
-    """Mean over axis 1 of (rows, units, arms), finite values only; weights (rows, units) are pulled to their mean."""
-    if values.shape[1] < 2:
-        return values[:, 0] if values.shape[1] else np.full((len(values), values.shape[2]), np.nan)
-    pulled = pull * by_unit + (1 - pull) / by_unit.shape[1]
+def _mean(values: FloatArray, by_unit: FloatArray, pull: FloatArray) -> FloatArray:
+    """Mean over axis 1 of (rows, units, arms), finite values only; weights (rows, units) are pulled to their mean.
+
+    `pull` (arms,): 1 for the weights as they are, 0 for equal ones.
+    """
+    units = values.shape[1]
+    if units < 2:
+        return values[:, 0] if units else np.full((len(values), values.shape[2]), np.nan)
     known = np.isfinite(values)
     if known.all():
-        mean: FloatArray = np.matmul(pulled[:, None], values)[:, 0]
-        return mean
-    total = np.matmul(pulled[:, None], np.where(known, values, 0.0))[:, 0]
-    return _divide(total, np.matmul(pulled[:, None], known.astype(np.float64))[:, 0])
+        return _weighted(values, by_unit, pull)
+    return _divide(
+        _weighted(np.where(known, values, 0.0), by_unit, pull), _weighted(known.astype(np.float64), by_unit, pull)
+    )
+
+
+def _weighted(values: FloatArray, by_unit: FloatArray, pull: FloatArray) -> FloatArray:
+    """Sum over axis 1 of (rows, units, arms), with weights (rows, units) of which each arm takes the share `pull`."""
+    level = values.mean(axis=1)
+    if not pull.any():
+        return level
+    drawn: FloatArray = np.matmul(by_unit[:, None], values)[:, 0]
+    return pull * drawn + (1 - pull) * level
 
 
 def _divide(total: FloatArray, count: FloatArray) -> FloatArray:

@@ -21,6 +21,7 @@ from leaderboards.evidence import (
     refuse_duplicates,
     refuse_mixed_identities,
     require,
+    with_runs,
 )
 from leaderboards.intervals import Interval, prompt_mean
 from leaderboards.recovery import Number, reactivation, recovered
@@ -40,7 +41,7 @@ SHARES = ("presence", "ceiling", "retained_accuracy", "benign_adaptation", "cra"
 def check_cells(cells: pd.DataFrame) -> None:
     """Raise ValueError unless `cells` has one row for each cell, with a status of the runner and a kind of attack."""
     require(cells, CELLS, "cells")
-    refuse_duplicates(cells, KEY, "cells")
+    refuse_duplicates(with_runs(cells), KEY, "cells")
     for column, known in (("status", STATUSES), ("kind", KINDS)):
         unknown = sorted(set(map(str, cells[column])) - set(known))
         if unknown:
@@ -50,7 +51,7 @@ def check_cells(cells: pd.DataFrame) -> None:
 def check_distances(distances: pd.DataFrame) -> None:
     """Raise ValueError unless `distances` has one row for each cell and metric, and one identity for each metric."""
     require(distances, DISTANCES, "distances")
-    refuse_duplicates(distances, [*KEY, "metric"], "distances")
+    refuse_duplicates(with_runs(distances), [*KEY, "metric"], "distances")
     refuse_mixed_identities(distances, ["model", "scenario", "concept", "metric"], "distances")
     taken = sorted(set(distances["metric"]) & {*NUMBERS, *FURTHER})
     if taken:
@@ -61,7 +62,9 @@ def measure(evidence: Evidence, cells: pd.DataFrame, distances: pd.DataFrame | N
     """One row for each cell and number, sorted by cell. Further metrics have rows only where they were scored."""
     rows: list[dict[str, Any]] = []
     numbers_of = _Numbers(evidence, _distances(distances), bootstrap)
-    for cell in cells.sort_values(KEY)[[*CELLS, *(["note"] if "note" in cells else [])]].to_dict("records"):
+    for cell in cells.sort_values(KEY)[[*CELLS, "defense_seed", *(["note"] if "note" in cells else [])]].to_dict(
+        "records"
+    ):
         key = Key(*(cell[name] for name in KEY))
         numbers = list(numbers_of.cell(key, float(cell["expected"])))
         if isinstance(note := cell.get("note"), str) and note:
@@ -175,7 +178,7 @@ class _Numbers:
         coverage = scored / planned if planned and planned > 0 else float("nan")
         if sample is None:
             return Number(name=name, coverage=coverage)
-        is_share = name.startswith(SHARES) or name == "ua"
+        is_share = name.startswith(SHARES) or name == "ua" or name in self.evidence.shares
         if (sample, is_share) not in self.means:
             self.means[sample, is_share] = prompt_mean(sample.means, self.bootstrap, is_share=is_share)
         return Number(

@@ -6,20 +6,38 @@ bound   a number of one defense is at most or at least a limit, for every concep
 gap     a number of one defense is below (or above) that of another, in paired differences at equal attack and budget
 ratio   presence of one defense is at most a share of another's under one attack, at its largest budget
 
-`holds` is `yes`, `no`, or `undecided` where the interval covers the limit or nothing could be measured.
+`holds` is `yes` if the whole interval keeps to the limit, `no` if none of it does, and `undecided` where it covers the
+limit or nothing could be measured. A board speaks of its own concepts: gaps and ratios go by the intervals and p-values
+in which concepts are not drawn.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from leaderboards.board import Board
 from leaderboards.cells import DOUBT
+from leaderboards.intervals import EQUAL, holm
+from leaderboards.row import ONE_RUN
 
-COLUMNS = ["claim", "defense", "statement", "source", "measured", "value", "ci_low", "ci_high", "limit", "holds"]
+COLUMNS = [
+    "claim",
+    "defense",
+    "statement",
+    "source",
+    "measured",
+    "value",
+    "ci_low",
+    "ci_high",
+    "limit",
+    "holds",
+    "flags",
+]
 ALPHA = 0.05
+RUN = ["seed", "defense_seed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +53,7 @@ class Claim:
         number: for bound and gap, a number of the cells or `presence`.
         against: the other defense of a gap or ratio; of a bound, whose number is subtracted.
         attack: the attack, for presence; empty for what is measured before one.
-        budget: of a bound on presence after an attack; 0: the largest there is.
+        budget: of a bound on presence after an attack, 0: the largest there is; of a gap, 0: all there are.
         at_most: the limit, if it is one from above.
         at_least: the limit, if it is one from below.
         below: for a gap: is the number to be smaller than the other's?
@@ -64,7 +82,16 @@ def judge(board: Board, claims: Sequence[Claim]) -> pd.DataFrame:
     """One row for each measurement that bears on a claim."""
     checks = {"bound": bound, "gap": gap, "ratio": ratio}
     rows = [row for claim in claims for row in (list(checks[claim.check](board, claim)) or [unmeasured(board, claim)])]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    runs = {claim.claim: attack_runs(board.cells, claim) for claim in claims}
+    table["flags"] = pd.Series([ONE_RUN if runs[name] == 1 else None for name in table["claim"]], dtype=object)
+    return table
+
+
+def attack_runs(cells: pd.DataFrame, claim: Claim) -> int:
+    """Of how many attack runs a claim speaks; 0 if it is about what was before any attack."""
+    after = (cells["attack"] == claim.attack) & (cells["budget"] > 0) & cells["defense"].isin([claim.defense])
+    return len(cells.loc[after, RUN].drop_duplicates())
 
 
 def line(claim: Claim, measured: str, holds: str, numbers: Mapping[str, float]) -> dict[str, Any]:
@@ -85,12 +112,12 @@ def unmeasured(board: Board, claim: Claim) -> dict[str, Any]:
 
 
 def verdict(claim: Claim, value: float, low: float, high: float) -> str:
-    """`yes` if the value keeps to the limit, `no` if not even the interval reaches it, `undecided` between."""
-    if pd.isna(value) or claim.limit is None:
+    """`yes` if the whole interval keeps to the limit, `no` if none of it does, `undecided` between."""
+    if pd.isna([value, low, high]).any() or claim.limit is None:
         return "undecided"
     if claim.at_most is not None:
-        return "yes" if value <= claim.at_most else "undecided" if low <= claim.at_most else "no"
-    return "yes" if value >= claim.limit else "undecided" if high >= claim.limit else "no"
+        return "yes" if high <= claim.at_most else "undecided" if low <= claim.at_most else "no"
+    return "yes" if low >= claim.limit else "undecided" if high >= claim.limit else "no"
 
 
 def bound(board: Board, claim: Claim) -> Iterator[dict[str, Any]]:
@@ -98,7 +125,7 @@ def bound(board: Board, claim: Claim) -> Iterator[dict[str, Any]]:
     only in `comparisons`, so its interval is the conservative one, from both ends."""
     own, other = of_cells(board.cells, claim, claim.defense), None
     if claim.against:
-        other = of_cells(board.cells, claim, claim.against).set_index(["concept", "seed"])
+        other = of_cells(board.cells, claim, claim.against).set_index(["concept", *RUN])
     for row in own.to_dict("records"):
         numbers = {name: float(row[name]) for name in ("value", "ci_low", "ci_high")}
         text = f"{claim.number} of {claim.defense}, {row['concept']}"
@@ -106,9 +133,10 @@ def bound(board: Board, claim: Claim) -> Iterator[dict[str, Any]]:
             text += f", {claim.attack}@{row['budget']}"
         status = {row["status"]}
         if other is not None:
-            if (row["concept"], row["seed"]) not in other.index:
+            run = (row["concept"], *(row[name] for name in RUN))
+            if run not in other.index:
                 continue
-            base = other.loc[(row["concept"], row["seed"])]
+            base = other.loc[run]
             numbers = {
                 "value": numbers["value"] - float(base["value"]),
                 "ci_low": numbers["ci_low"] - float(base["ci_high"]),
@@ -128,22 +156,28 @@ def of_cells(cells: pd.DataFrame, claim: Claim, defense: str) -> pd.DataFrame:
     chosen = chosen[chosen["attack"] == (claim.attack or "none")]
     if is_after and len(chosen):
         chosen = chosen[chosen["budget"] == (claim.budget or chosen["budget"].max())]
-    return chosen.drop_duplicates(["concept", "seed"]).sort_values(["concept", "seed"])
+    return chosen.drop_duplicates(["concept", *RUN]).sort_values(["concept", *RUN])
 
 
 def gap(board: Board, claim: Claim) -> Iterator[dict[str, Any]]:
-    """A row for each budget, from the paired differences; `yes` where Holm's p is below 0.05 in the right direction."""
+    """A row for each budget, from the paired differences; `yes` where p is below 0.05 in the right direction.
+
+    p is corrected for the pairs of defenses, and for the budgets that the claim is asked at.
+    """
     table = board.comparisons
     for a, b, sign in ((claim.defense, claim.against, 1), (claim.against, claim.defense, -1)):
         rows = table[(table["defense_a"] == a) & (table["defense_b"] == b) & (table["number"] == claim.number)]
         if claim.attack:
             rows = rows[(rows["attack"] == claim.attack) & (rows["budget"] > 0)]
+        if claim.budget:
+            rows = rows[rows["budget"] == claim.budget]
+        rows = rows.assign(p=holm(rows["p_fixed_holm"].to_numpy(dtype=np.float64)))
         for row in rows.sort_values("budget").to_dict("records"):
-            ends = sorted((sign * float(row["ci_low"]), sign * float(row["ci_high"])))
+            ends = sorted((sign * float(row["fixed_low"]), sign * float(row["fixed_high"])))
             numbers = {"value": sign * float(row["value"]), "ci_low": ends[0], "ci_high": ends[1]}
             text = f"{claim.number} of {claim.defense} less that of {claim.against}"
             text += f", {row['attack']}@{row['budget']}" if claim.attack else ""
-            holds = direction(claim, numbers["value"], float(row["p_holm"]))
+            holds = direction(claim, numbers["value"], float(row["p"]))
             broken = doubts(board.cells, claim, row["budget"]) if claim.attack else set[str]()
             yield line(claim, *unless(text, holds, broken), numbers)
 
@@ -161,7 +195,7 @@ def doubts(cells: pd.DataFrame, claim: Claim, budget: int) -> set[str]:
 
 def direction(claim: Claim, value: float, p: float) -> str:
     """Which way a paired difference points, if it is one."""
-    if pd.isna(p) or p >= ALPHA or value == 0:
+    if pd.isna(p) or p >= ALPHA or abs(value) < EQUAL:
         return "undecided"
     return "yes" if (value < 0) == claim.below else "no"
 
@@ -180,8 +214,8 @@ def ratio(board: Board, claim: Claim) -> Iterator[dict[str, Any]]:
     a, b = points
     numbers = {
         "value": quotient(a["presence"], b["presence"]),
-        "ci_low": quotient(a["ci_low"], b["ci_high"]),
-        "ci_high": quotient(a["ci_high"], b["ci_low"]),
+        "ci_low": quotient(a["fixed_low"], b["fixed_high"]),
+        "ci_high": quotient(a["fixed_high"], b["fixed_low"]),
     }
     text = f"presence of {claim.defense} / that of {claim.against}, {claim.attack}@{a['budget']}"
     holds = verdict(claim, numbers["value"], numbers["ci_low"], numbers["ci_high"])

@@ -5,7 +5,7 @@ on safe prompts is `clip_score`; elsewhere the split is appended (`clip_score_co
 with `presence` is a judge; the board goes by the one of that very name, and says how far the others agree with it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
@@ -15,18 +15,19 @@ import pandas as pd
 
 from leaderboards.bootstrap import FloatArray, IntArray
 
-KEY = ["model", "scenario", "concept", "defense", "attack", "budget", "seed"]
+ROOT = ["model", "scenario", "concept", "defense", "attack", "budget"]
+KEY = [*ROOT, "seed", "defense_seed"]
 GROUP = [*KEY, "split", "metric", "identity"]
-SCORES = [*GROUP, "prompt_id", "image", "value"]
-CELLS = [*KEY, "kind", "status", "reason", "expected", "key"]
+SCORES = [*ROOT, "seed", "split", "metric", "identity", "prompt_id", "image", "value"]
+CELLS = [*ROOT, "seed", "kind", "status", "reason", "expected", "key"]
 COSTS = ["model", "scenario", "concept", "defense", "defend_seconds", "peak_memory_mib", "fidelity"]
-DISTANCES = [*KEY, "metric", "identity", "value", "ci_low", "ci_high", "n"]
+DISTANCES = [*ROOT, "seed", "metric", "identity", "value", "ci_low", "ci_high", "n"]
 SPLITS = ("concept", "retained", "cross", "safe", "adapted")
 JUDGE, SIMILARITY = "presence", "sgr_similarity"
 
 
 class Key(NamedTuple):
-    """What names a cell."""
+    """What names a cell. A run is one training of the defense and one attack on it: both seeds together."""
 
     model: str
     scenario: str
@@ -35,6 +36,17 @@ class Key(NamedTuple):
     attack: str
     budget: int
     seed: int
+    defense_seed: int = 0
+
+    @property
+    def run(self) -> tuple[int, int]:
+        """The seeds of the defense's training and of the attack."""
+        return self.defense_seed, self.seed
+
+    @property
+    def trained(self) -> tuple[str, str, str, str, int]:
+        """The defended model, before any attack."""
+        return (*self[:4], self.defense_seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +85,9 @@ class Evidence:
 
     samples: dict[Key, dict[str, Sample]]
     images: dict[Key, Images]
-    unattacked: dict[tuple[str, str, str, str], Key]  # (model, scenario, concept, defense) -> its attack `none`
+    unattacked: dict[tuple[str, str, str, str, int], Key]  # a defended model (`Key.trained`) -> its attack `none`
     others: dict[Key, dict[str, Images]] = field(default_factory=dict)  # the same images by the other judges, by label
+    shares: frozenset[str] = frozenset()  # columns in which each image counts or does not
 
     def sample(self, key: Key | None, column: str) -> Sample | None:
         """The sample of `column`, None if nothing was scored for it."""
@@ -84,17 +97,23 @@ class Evidence:
         """The same defended model before the attack: budget 0 of the run, else attack `none`."""
         start = key._replace(budget=0)
         plain = start._replace(attack="none")
-        return next((k for k in (start, plain) if k in self.samples), self.unattacked.get(key[:4]))
+        return next((k for k in (start, plain) if k in self.samples), self.unattacked.get(key.trained))
 
     def control(self, key: Key) -> Key | None:
         """The base under the same attack, budget and seed: the positive control."""
-        base = key._replace(defense="none")
+        base = key._replace(defense="none", defense_seed=0)
         return base if base in self.samples or key.budget > 0 else self.before(base)
 
     def untouched(self, key: Key) -> Key | None:
         """The base before any attack."""
-        plain = key._replace(defense="none", attack="none", budget=0)
-        return plain if plain in self.samples else self.before(key._replace(defense="none"))
+        base = key._replace(defense="none", defense_seed=0)
+        plain = base._replace(attack="none", budget=0)
+        return plain if plain in self.samples else self.before(base)
+
+
+def with_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """`frame` with a column `defense_seed`: 0 where it does not say that a defense was trained more than once."""
+    return frame if "defense_seed" in frame else frame.assign(defense_seed=0)
 
 
 def require(frame: pd.DataFrame, columns: list[str], name: str) -> None:
@@ -147,9 +166,15 @@ def encode(frame: pd.DataFrame, columns: list[str]) -> IntArray:
     return code
 
 
-def read(scores: pd.DataFrame) -> Evidence:
-    """Check and reduce the score rows. The order of rows makes no difference."""
+def read(scores: pd.DataFrame, yes_or_no: Collection[str] = ()) -> Evidence:
+    """Check and reduce the score rows. The order of rows makes no difference.
+
+    Args:
+        yes_or_no: labels of the metrics that are bounded by 0 and 1; a column of which every value is one of these two
+            is a share, whose interval must not have zero width.
+    """
     require(scores, SCORES, "scores")
+    scores = with_runs(scores)
     _refuse_unknown_splits(scores)
     group, prompt, image = encode(scores, GROUP), encode(scores, ["prompt_id"]), encode(scores, ["image"])
     ids = prompt * (image.max(initial=0) + 1) + image
@@ -175,8 +200,20 @@ def read(scores: pd.DataFrame) -> Evidence:
                 judged[key] = seen
             else:
                 others.setdefault(key, {})[metric] = seen
+    shares = _shares(heads, values, starts, yes_or_no)
     plain = sorted((key for key in samples if key.attack == "none"), reverse=True)  # the lowest seed is kept
-    return Evidence(samples, judged, {key[:4]: key for key in plain}, others)
+    return Evidence(samples, judged, {key.trained: key for key in plain}, others, shares)
+
+
+def _shares(heads: pd.DataFrame, values: FloatArray, starts: IntArray, labels: Collection[str]) -> frozenset[str]:
+    """Columns of the metrics `labels` whose known values are all 0 or 1."""
+    if not len(starts):
+        return frozenset()
+    is_other = np.logical_or.reduceat(np.isfinite(values) & (values != 0) & (values != 1), starts)
+    columns = [column_of(metric, split) for metric, split in heads[["metric", "split"]].itertuples(index=False)]
+    graded = {column for column, other in zip(columns, is_other, strict=True) if other}
+    of_labels = {column for column, metric in zip(columns, heads["metric"], strict=True) if metric in labels}
+    return frozenset(of_labels - graded)
 
 
 def _starts(codes: IntArray) -> IntArray:

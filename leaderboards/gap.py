@@ -13,7 +13,7 @@ import pandas as pd
 
 from leaderboards.bootstrap import Draws, FloatArray, weights
 from leaderboards.evidence import SIMILARITY, Sample, aligned
-from leaderboards.intervals import MISSING, Interval, percentile
+from leaderboards.intervals import MISSING, Interval, of_draws
 
 MEASURED = ("ok", "invalid")
 
@@ -29,7 +29,8 @@ def ratio(own: Sample | None, base: Sample | None, bootstrap: Draws) -> tuple[In
     value = float(_ratio(means.mean(axis=0, keepdims=True))[0])
     if len(prompts) < 2 or np.isnan(value):
         return MISSING._replace(value=value), len(prompts)
-    return percentile(value, _ratio(weights(len(prompts), bootstrap)[1:] @ means), len(prompts) - 1), len(prompts)
+    draws = _ratio(weights(len(prompts), bootstrap)[1:] @ means)
+    return of_draws(value, draws, len(prompts) - 1, (-np.inf, 1.0)), len(prompts)
 
 
 def _ratio(means: FloatArray) -> FloatArray:
@@ -54,7 +55,7 @@ def over_budgets(cells: pd.DataFrame) -> dict[str, float]:
     attacked = cells[(cells["kind"] == "weights") & (cells["budget"] > 0) & cells["status"].isin(MEASURED)]
     for name in columns(cells):
         known = attacked.dropna(subset=[name]).sort_values("budget")
-        runs = known.groupby(["concept", "attack", "seed"])[name]
+        runs = known.groupby(["concept", "attack", "seed", "defense_seed"])[name]
         for suffix, values in (("", runs.mean()), ("_peak", runs.max()), ("_final", runs.last())):
             found[name + suffix] = float(values.groupby(level="concept").mean().mean()) if len(values) else float("nan")
     return found

@@ -5,13 +5,13 @@ same in a merged board as alone, as long as no other run adds cells of the same 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from leaderboards.evidence import CELLS, COSTS, DISTANCES, KEY, SCORES, encode, require
+from leaderboards.evidence import CELLS, COSTS, DISTANCES, KEY, SCORES, encode, require, with_runs
 
 CONCEPT = ["scenario", "concept"]
 GROUP = [*KEY, "split", "metric"]  # what is taken from one run as a whole
@@ -22,7 +22,8 @@ class Tables:
     """The frames of one run, as `board.build` takes them.
 
     source: what messages call the run: its name or folder. sampling: what decides how images are drawn (sampler,
-    steps, guidance, size); a setting that one run does not name is not compared.
+    steps, guidance, size); a setting that one run does not name is not compared. yes_or_no: labels of the metrics that
+    are bounded by 0 and 1.
     """
 
     scores: pd.DataFrame
@@ -31,6 +32,7 @@ class Tables:
     distances: pd.DataFrame | None
     source: str
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    yes_or_no: frozenset[str] = frozenset()
 
 
 class IncomparableError(ValueError):
@@ -49,18 +51,33 @@ def combine(tables: Sequence[Tables]) -> Tables:
         raise ValueError("combine: expected the tables of at least one run, got none.")
     for one in tables:
         _check_columns(one)
+    are_told = any("defense_seed" in one.cells for one in tables)
+    tables = [_with_runs(one) for one in tables]
     facts = [_Facts.of(one) for one in tables]
     for i, later in enumerate(facts):
         for earlier in facts[:i]:
             _refuse_incomparable(earlier, later)
-    return Tables(
+    merged = Tables(
         scores=_first(tables, "scores", GROUP, "value"),
         cells=_cells(tables),
         costs=_first(tables, "costs", COSTS[:4], None),
         distances=_first(tables, "distances", [*KEY, "metric"], "value"),
         source=", ".join(dict.fromkeys(one.source for one in tables)),
         sampling={name: value for one in reversed(tables) for name, value in one.sampling.items()},
+        yes_or_no=frozenset[str]().union(*(one.yes_or_no for one in tables)),
     )
+    return merged if are_told else _without_runs(merged)
+
+
+def _with_runs(tables: Tables) -> Tables:
+    distances = None if tables.distances is None else with_runs(tables.distances)
+    return replace(tables, scores=with_runs(tables.scores), cells=with_runs(tables.cells), distances=distances)
+
+
+def _without_runs(tables: Tables) -> Tables:
+    scores, cells = (frame.drop(columns="defense_seed") for frame in (tables.scores, tables.cells))
+    distances = None if tables.distances is None else tables.distances.drop(columns="defense_seed")
+    return replace(tables, scores=scores, cells=cells, distances=distances)
 
 
 def _check_columns(tables: Tables) -> None:
@@ -165,7 +182,11 @@ def _first(tables: Sequence[Tables], name: str, group: list[str], value: str | N
 
 def _refuse_other_images(tables: Sequence[Tables], shared: pd.DataFrame, value: str) -> None:
     """Raise IncomparableError if a cell that several runs have was made in different ways, and looks different."""
-    row = [name for name in (*SCORES, *DISTANCES) if name in shared and name not in ("value", "ci_low", "ci_high", "n")]
+    row = [
+        name
+        for name in (*KEY, *SCORES, *DISTANCES)
+        if name in shared and name not in ("value", "ci_low", "ci_high", "n")
+    ]
     spread = shared.groupby(list(dict.fromkeys(row)), dropna=False)[value].agg(["min", "max"])
     differing = spread[~np.isclose(spread["min"], spread["max"], rtol=1e-6, atol=1e-9, equal_nan=True)]
     if differing.empty:

@@ -12,31 +12,30 @@ import numpy.typing as npt
 
 from leaderboards.bootstrap import Drawn, Draws, FloatArray, IntArray, Resampled, combine, draw_prompts
 from leaderboards.evidence import Evidence, Key, aligned
-from leaderboards.intervals import MISSING, Interval, proportion
+from leaderboards.intervals import MISSING, Interval, proportions
 
 Arm = tuple[str, int]  # attack, budget
 
 
 @dataclass(frozen=True, eq=False)
 class Axes:
-    """What the entries of a panel are. `prompts` has the ids (P,) for each concept, in ascending order."""
+    """What the entries of a panel are. `prompts` has the ids (P,) for each concept, in ascending order.
+
+    seeds: the runs, each the seed of the defense's training and that of the attack.
+    """
 
     concepts: tuple[str, ...]
     arms: tuple[Arm, ...]
-    seeds: tuple[int, ...]
+    seeds: tuple[tuple[int, int], ...]
     prompts: dict[str, IntArray]
 
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """Prompt means `hits` (concepts, arms, seeds, prompts) of one defense, NaN where no cell was given.
-
-    images: scored images of each arm, (arms,).
-    """
+    """Prompt means `hits` (concepts, arms, seeds, prompts) of one defense, NaN where no cell was given."""
 
     axes: Axes
     hits: FloatArray
-    images: IntArray
 
     @property
     def known(self) -> npt.NDArray[np.bool_]:
@@ -64,16 +63,20 @@ class Panel:
 
 @dataclass(frozen=True)
 class Worst:
-    """The largest presence over all arms, the arm that has it (None if there is no cell), and its draws (draws,)."""
+    """The largest presence over all arms, the arm that has it (None if there is no cell), and its draws (draws,).
+
+    fixed: the same number with the interval for these concepts.
+    """
 
     interval: Interval
     arm: Arm | None
     draws: FloatArray
+    fixed: Interval = MISSING
 
 
 def axes_of(evidence: Evidence, keys: Sequence[Key], column: str = "presence") -> Axes:
     """Axes on which the cells `keys` of one model and scenario fit."""
-    concepts, seeds = sorted({key.concept for key in keys}), sorted({key.seed for key in keys})
+    concepts, seeds = sorted({key.concept for key in keys}), sorted({key.run for key in keys})
     ids: dict[str, list[IntArray]] = {concept: [] for concept in concepts}
     for key in keys:
         if sample := evidence.sample(key, column):
@@ -87,14 +90,13 @@ def assemble(evidence: Evidence, keys: Sequence[Key], axes: Axes | None = None, 
     """Panel of the cells `keys` of one defense, on `axes` or their own. Arms without a cell stay NaN."""
     axes = axes or axes_of(evidence, keys, column)
     shape = len(axes.concepts), len(axes.arms), len(axes.seeds), max(map(len, axes.prompts.values()), default=0)
-    hits, images = np.full(shape, np.nan), np.zeros(len(axes.arms), dtype=np.int64)
+    hits = np.full(shape, np.nan)
     for key in keys:
         if sample := evidence.sample(key, column):
             arm, prompts = axes.arms.index((key.attack, key.budget)), axes.prompts[key.concept]
-            at = axes.concepts.index(key.concept), arm, axes.seeds.index(key.seed)
+            at = axes.concepts.index(key.concept), arm, axes.seeds.index(key.run)
             hits[at][: len(prompts)] = aligned(sample, prompts)
-            images[arm] += sample.scored
-    return Panel(axes, hits, images)
+    return Panel(axes, hits)
 
 
 def worst_case(panel: Panel, bootstrap: Draws) -> Worst:
@@ -103,23 +105,25 @@ def worst_case(panel: Panel, bootstrap: Draws) -> Worst:
         return Worst(MISSING, None, np.full(bootstrap.draws, np.nan))
     drawn = panel.bootstrap(bootstrap)
     means = drawn.means
-    largest = np.fmax.reduce(drawn.draws, axis=1)  # a maximum that passes over NaN, and is NaN where all are
+    # a maximum that passes over NaN, and is NaN where all are
+    largest, held = (np.fmax.reduce(draws, axis=1) for draws in (drawn.draws, drawn.fixed))
     value = float(np.nanmax(means))
     arms = panel.axes.arms
     equal = [i for i in range(len(means)) if means[i] >= value - 1e-12]
     named = min(equal, key=lambda i: (arms[i][1], arms[i][0] != "none", arms[i][0]))
-    return Worst(proportion(value, largest, int(panel.prompts[named]), drawn.freedom), arms[named], largest)
+    prompts = int(panel.prompts[named])
+    both = proportions(value, drawn, largest, held, prompts)
+    return Worst(both.general, arms[named], largest, both.fixed)
 
 
 def by_arm(panel: Panel, bootstrap: Draws) -> list[dict[str, Any]]:
-    """Presence, its interval and n of each arm."""
-    if not panel.known.any():
-        intervals = [MISSING] * len(panel.axes.arms)
-    else:
-        drawn = panel.bootstrap(bootstrap)
-        columns = zip(drawn.means, drawn.draws.T, panel.prompts, strict=True)
-        intervals = [proportion(float(mean), draw, int(prompts), drawn.freedom) for mean, draw, prompts in columns]
-    return [
-        {"attack": attack, "budget": budget, "presence": each.value, "ci_low": each.low, "ci_high": each.high, "n": n}
-        for (attack, budget), each, n in zip(panel.axes.arms, intervals, panel.images.tolist(), strict=True)
-    ]
+    """Presence of each arm, its interval, and that for these concepts."""
+    found = []
+    drawn = panel.bootstrap(bootstrap) if panel.known.any() else None
+    for i, ((attack, budget), prompts) in enumerate(zip(panel.axes.arms, panel.prompts.tolist(), strict=True)):
+        each = fixed = MISSING
+        if drawn:
+            each, fixed = proportions(float(drawn.means[i]), drawn, drawn.draws[:, i], drawn.fixed[:, i], prompts)
+        ends = {"ci_low": each.low, "ci_high": each.high, "fixed_low": fixed.low, "fixed_high": fixed.high}
+        found.append({"attack": attack, "budget": budget, "presence": each.value} | ends)
+    return found

@@ -5,9 +5,10 @@ from functools import reduce
 
 import numpy as np
 
-from leaderboards.bootstrap import Draws, FloatArray, IntArray, weights
-from leaderboards.evidence import Evidence, Images, Key, Sample, aligned
-from leaderboards.intervals import MISSING, Interval, percentile, proportion
+from leaderboards.bootstrap import Draws, FloatArray, weights
+from leaderboards.evidence import Evidence, Key, Sample, aligned
+from leaderboards.intervals import DEGENERATE, MISSING, Interval, of_draws, proportion, wilson
+from leaderboards.reactivation import reactivated
 
 MIN_PAIRS = 20  # fewer images without the concept before the attack: no reactivation rate
 MIN_GAIN = 0.05  # smaller ceiling - before: no recovered share
@@ -36,7 +37,8 @@ def reactivation(evidence: Evidence, key: Key, before: Key | None, bootstrap: Dr
     name = "reactivation_rate"
     if before is None or before not in evidence.images or key not in evidence.images:
         return Number(name=name)
-    hits, counts = _reactivated(evidence.images[before], evidence.images[key])
+    _, hits, counts = reactivated(evidence.images[before], evidence.images[key])
+    hits, counts = hits[counts > 0], counts[counts > 0]
     sample = evidence.sample(key, "presence")
     identity = sample.identity if sample else None
     number = Number(name=name, n=int(counts.sum()), prompts=len(counts), identity=identity)
@@ -46,16 +48,6 @@ def reactivation(evidence: Evidence, key: Key, before: Key | None, bootstrap: Dr
     share = float(hits.sum() / counts.sum())
     interval = proportion(share, (drawn @ hits) / (drawn @ counts), prompts, max(prompts - 1, 1))
     return replace(number, interval=interval)
-
-
-def _reactivated(before: Images, after: Images) -> tuple[FloatArray, FloatArray]:
-    """For each prompt: how many of its images without the concept before have it after, and how many there were."""
-    both, old, new = np.intersect1d(before.ids, after.ids, assume_unique=True, return_indices=True)
-    was_absent = before.values[old] == 0 if len(both) else np.array([], dtype=bool)
-    prompts: IntArray = after.prompts[new][was_absent]
-    _, place, counts = np.unique(prompts, return_inverse=True, return_counts=True)
-    hits: FloatArray = np.bincount(place, after.values[new][was_absent], len(counts)).astype(np.float64)
-    return hits, counts.astype(np.float64)
 
 
 def recovered(samples: list[Sample | None], bootstrap: Draws) -> Number:
@@ -72,7 +64,20 @@ def recovered(samples: list[Sample | None], bootstrap: Draws) -> Number:
     draws = _share(weights(len(prompts), bootstrap)[1:] @ means)
     is_known = len(prompts) > 1 and np.isnan(draws).mean() <= LOST_DRAWS
     missing = Interval(float(value), float("nan"), float("nan"))
-    return replace(number, interval=percentile(float(value), draws, len(prompts) - 1) if is_known else missing)
+    return replace(number, interval=_interval(float(value), draws, means) if is_known else missing)
+
+
+def _interval(value: float, draws: FloatArray, means: FloatArray) -> Interval:
+    """The interval of the draws; where `after` is the same for all prompts, as with 8 of 8, its Wilson ends too.
+
+    The draws know of no image that could have come out otherwise there, and have no width.
+    """
+    prompts = len(means)
+    interval, (before, after, ceiling) = of_draws(value, draws, prompts - 1), means.mean(axis=0)
+    if np.ptp(means[:, 1]) > DEGENERATE:
+        return interval
+    low, high = ((end - before) / (ceiling - before) for end in wilson(after * prompts, prompts))
+    return Interval(value, float(min(low, interval.low)), float(max(high, interval.high)))
 
 
 def _share(means: FloatArray) -> FloatArray:

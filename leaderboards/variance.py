@@ -31,7 +31,7 @@ from leaderboards.row import Row
 CONTROL = "none"
 SOURCES = ("defense", "attack", "defense x attack", "attack seed", "prompt", "prompt x cell", "image seed")
 COLUMNS = ["model", "scenario", "concept", "source", "variance", "share"]
-Names = tuple[str, str, int]  # defense, attack, seed
+Names = tuple[str, str, tuple[int, int]]  # defense, attack, run
 Parts = dict[str, float]  # variance by source
 
 
@@ -67,7 +67,7 @@ def _lines(concepts: dict[str, Parts]) -> Iterator[dict[str, Any]]:
 def _concept(evidence: Evidence, keys: Sequence[Key]) -> Parts:
     """Variance by source from the attacked `ok` cells of one concept; empty if nothing is complete."""
     last = {key.attack: key.budget for key in sorted(keys, key=lambda key: key.budget)}
-    cells = {(key.defense, key.attack, key.seed): key for key in keys if key.budget == last[key.attack]}
+    cells = {(key.defense, key.attack, key.run): key for key in keys if key.budget == last[key.attack]}
     levels = complete(set(cells))
     block = [cells[names] for names in product(*levels)]
     if not block:
@@ -82,7 +82,7 @@ def _concept(evidence: Evidence, keys: Sequence[Key]) -> Parts:
     return components(means.reshape(*shape, len(prompts)), within)
 
 
-def complete(cells: set[Names]) -> tuple[list[str], list[str], list[int]]:
+def complete(cells: set[Names]) -> tuple[list[str], list[str], list[tuple[int, int]]]:
     """Defenses, attacks and seeds of which `cells` has each combination; what lacks the most is dropped first."""
     levels: tuple[list[Any], ...] = tuple(sorted({cell[i] for cell in cells}) for i in range(3))
     while missing := [names for names in product(*levels) if names not in cells]:

@@ -39,10 +39,15 @@ def checked(f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unbiased_mmd(kernel: Kernel, f: Tensor, g: Tensor, *, pairs: bool) -> dict[str, float]:
-    """Squared MMD of features `(N, D)` and `(M, D)` with its interval; sets of different sizes hold no pairs."""
+    """Squared MMD of features `(N, D)` and `(M, D)` with its interval.
+
+    Raises:
+        ValueError: pairs are asked for of sets of different sizes.
+    """
     f, g = checked(f, g)
-    paired = pairs and len(f) == len(g)
-    value, variance = (with_pairs if paired else without_pairs)(kernel, f, g)
+    if pairs and len(f) != len(g):
+        raise ValueError(f"expected pairs, got {len(f)} and {len(g)} images: draw the same of both, or `pairs: false`.")
+    value, variance = (with_pairs if pairs else without_pairs)(kernel, f, g)
     half = Z * math.sqrt(variance)
     return {"value": value, "ci_low": value - half, "ci_high": value + half}
 

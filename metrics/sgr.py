@@ -10,7 +10,9 @@ A score is M(R, {x}); the board takes the ratio, and over the budgets of a run i
 peak and its last value.
 
 `compat: true` is the feed of the paper's released evaluation: pictures shrunk to 64 x 64, then shifted from [0, 1] to
-[0.5, 1] as if they had been in [-1, 1] (for LPIPS: taken as if in [-1, 1]), CLIP's normalisation for DINO too.
+[0.5, 1] as if they had been in [-1, 1] (for LPIPS: taken as if in [-1, 1]), CLIP's normalisation for DINO too. It does
+not repeat its pairs: by LPIPS the release compares image i with reference i alone, here each is compared with all, as
+the release does by CLIP and DINO (an SGR of 0.0194 where the release's is 0.0185).
 
 Direction  a score is higher for the attacker, the ratio for the defender.
 Range      (-inf, 1].
@@ -64,7 +66,8 @@ class SGR(ReferenceMetric):
     def identity(self) -> str:
         """The feed and the embedder."""
         who = self.perceptual.identity() if self.perceptual else embedder_identity(self.embedder)
-        return f"mean-similarity{',imma64' if self.compat else ''}@{who}"
+        feed = f",imma64{',all-pairs' if self.perceptual else ''}" if self.compat else ""
+        return f"mean-similarity{feed}@{who}"
 
     @property
     def perceptual(self) -> LPIPS | None:

@@ -1,7 +1,7 @@
 """open_clip models by name, loaded once: the image and text embeddings that several metrics use.
 
 `mini:judge` and `mini:second` are the embedded model's own; `local-dir:FOLDER` is a folder as open_clip writes it;
-other names are open_clip's, with `pretrained` weights, which open_clip fetches into its own cache.
+other names are open_clip's, with `pretrained` weights, which open_clip fetches into its own cache, or a file of them.
 """
 
 from collections.abc import Sequence
@@ -63,7 +63,8 @@ def load_tower(name: str, pretrained: str) -> Tower:
 
     folder = folder_of(name)
     place = f"{LOCAL}{folder}" if folder else name
-    tag = None if folder else pretrained or None
+    file = file_of(pretrained)
+    tag = None if folder else str(file) if file else pretrained or None
     quick = bool(tag) and needs_quick_gelu(name, pretrained)
     with torch.random.fork_rng(devices=[]):  # a network is initialised before its weights are loaded
         model, _, preprocess = open_clip.create_model_and_transforms(
@@ -73,11 +74,15 @@ def load_tower(name: str, pretrained: str) -> Tower:
 
 
 def tower_identity(name: str, pretrained: str) -> str:
-    """Name and weights: a hash of the file for a folder, open_clip's tag for others. Nothing need be there yet."""
+    """Name and weights: a hash of the file for a folder or a file, open_clip's tag for others.
+
+    Nothing need be there yet.
+    """
     folder = folder_of(name)
     if folder is None:
         quick = QUICK if needs_quick_gelu(name, pretrained) and not name.endswith(QUICK) else ""
-        return f"{name}{quick}/{pretrained}"
+        file = file_of(pretrained)
+        return f"{name}{quick}/{digest(file)[:12] if file else pretrained}"
     label = name if name.startswith("mini:") else "open_clip"
     return f"{label}/{digest(folder / FILE)[:12] if (folder / FILE).is_file() else ABSENT}"
 
@@ -101,7 +106,7 @@ def locate_tower(name: str, pretrained: str) -> None:
         if not (folder / FILE).is_file():
             raise FileNotFoundError(f"expected {FILE}, got none in {folder}: save the model there with open_clip.")
         return
-    if name.startswith(HUB) or Path(pretrained).is_file():
+    if name.startswith(HUB) or file_of(pretrained):
         return
     import open_clip
 
@@ -126,8 +131,20 @@ def folder_of(name: str) -> Path | None:
     return Path(name.removeprefix(LOCAL)).expanduser().resolve() if name.startswith(LOCAL) else None
 
 
+def file_of(pretrained: str) -> Path | None:
+    """The file that weights are given as; None for a tag of open_clip's."""
+    path = Path(pretrained).expanduser()
+    return path.resolve() if pretrained and path.is_file() else None
+
+
 def needs_quick_gelu(name: str, pretrained: str) -> bool:
-    """Whether weights were trained with OpenAI's approximation of GELU; open_clip only warns where it is not set."""
+    """Whether weights were trained with OpenAI's approximation of GELU; open_clip only warns where it is not set.
+
+    A file is known for OpenAI's by its hash, which is in the address that it comes from. One that was saved anew is
+    not: then the name must end in -quickgelu.
+    """
     import open_clip
 
+    if file := file_of(pretrained):
+        return digest(file) in str(open_clip.get_pretrained_cfg(name, "openai").get("url", ""))
     return bool(open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu"))

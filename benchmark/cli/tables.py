@@ -11,10 +11,12 @@ from leaderboards import troubles
 
 SHOWN: tuple[str, ...] = (
     "rank",
+    "band",
     "defense",
     "titer",
     "worst_presence",
     "worst_attack",
+    "reactivation_rate",
     "presence_before",
     "retained_accuracy",
 )
@@ -78,6 +80,6 @@ def cell_text(name: str, row: Any) -> str:
         return ""
     if name == "worst_presence":
         return f"{value:.2f} [{row['worst_presence_low']:.2f}, {row['worst_presence_high']:.2f}]"
-    if name == "rank":
+    if name in ("rank", "band"):
         return str(int(value))
     return f"{value:.2f}" if isinstance(value, float) else escape(str(value))

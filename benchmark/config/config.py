@@ -122,6 +122,7 @@ class Raw(Strict):
     images: ImageCounts = ImageCounts()  # type: ignore[call-arg]
     prompts: Counts = Counts()  # type: ignore[call-arg]
     draws: Whole = Field(1000, ge=100, le=100_000)
+    utility_floor: float = Field(0.8, ge=0.0, le=1.0)
     precision: Precision = "float32"
     claims: tuple[ClaimText, ...] = ()
     adaptation: Adapt | None = None

@@ -19,12 +19,13 @@ def score(
     """The task that scores images. Paired metrics read the undefended base's images too; distances do so unless the
     card has real images of the split.
     """
-    given = metric
+    is_real = metric.method.per == "set" and bool(concept.pictures) and bool(concept.pictured(split))
+    given = plan.once((metric,), ("unpaired",), lambda: unpaired(metric)) if is_real else metric
     metric, card, identity, places = plan.once(
         (given, concept), ("judge", split), lambda: judging(given, concept, split)
     )
     method, parents = metric.method, {"images": images}
-    if method.per == "set" and concept.pictures and concept.pictured(split):
+    if is_real:
         called = f"{concept.name}: real images of the {split} split"
         real = plan.once((concept,), ("real", split), lambda: photographed(plan, concept, split, called, whole=True))
         parents["reference"], identity = plan.add(real), f"{identity}, to real images {real.fields['sha256'][:12]}"
@@ -55,6 +56,13 @@ def score(
             label=f"{metric.label} of {label}",
         )
     )
+
+
+def unpaired(metric: Entry) -> Entry:
+    """A distance for sets that hold no pairs: a real image is no other image of a prompt and seed."""
+    if not getattr(metric.method, "pairs", False):
+        return metric
+    return replace(metric, method=replace(metric.method, pairs=False))
 
 
 def judging(metric: Entry, concept: Concept, split: Split) -> tuple[Entry, Concept | None, str, Mapping[str, str]]:

@@ -92,7 +92,9 @@ class Ran:
     def write(self, seen: FrozenStore, sketch: Sketch) -> Board:
         """Write it all; `sketch` draws the curves."""
         t = self.tables(seen)
-        board = build_board(t.scores, t.cells, t.costs, t.distances, draws=self.plan.config.raw.draws)
+        raw = self.plan.config.raw
+        settings: dict[str, Any] = {"draws": raw.draws, "yes_or_no": t.yes_or_no, "utility_floor": raw.utility_floor}
+        board = build_board(t.scores, t.cells, t.costs, t.distances, **settings)
         board.write(self.out)
         write_table(board.leaderboard, self.out / published.LEADERBOARD)
         claims = [Claim(**claim.model_dump()) for claim in self.plan.config.raw.claims]
@@ -129,6 +131,7 @@ class Ran:
             distances=records.distances(self.plan, seen),
             source=self.source,
             sampling=self.plan.config.raw.sampling.model_dump(),
+            yes_or_no=records.yes_or_no(self.plan),
         )
 
     def describe(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -162,7 +165,9 @@ def merge(runs: Sequence[Ran], out: Path) -> Board:
         raise ConfigError(str(error)) from error
     claim_folder(out, name)
     draws = max(run.plan.config.raw.draws for run in runs)
-    board = build_board(t.scores, t.cells, t.costs, t.distances, draws=draws)
+    floor = max(run.plan.config.raw.utility_floor for run in runs)
+    settings: dict[str, Any] = {"draws": draws, "yes_or_no": t.yes_or_no, "utility_floor": floor}
+    board = build_board(t.scores, t.cells, t.costs, t.distances, **settings)
     board.write(out)
     write_table(board.leaderboard, out / published.LEADERBOARD)
     return board

@@ -101,6 +101,7 @@ def cells(
     A cell of which some results are there and none failed is `partial`. `notes` are what to mistrust, by cell.
     """
     found = []
+    aimed = {entry.label for entry in plan.config.attacks if entry.against}
     rates = {cell.concept.name: calibrated(plan, cell) for cell in plan.cells}
     for cell in plan.cells:
         keys = [cell.images["concept"], *cell.scores.values()]
@@ -112,6 +113,7 @@ def cells(
             identify(plan, cell)
             | {"kind": cell.kind, "status": status, "reason": reasons[0] if reasons else ""}
             | {"expected": cell.expected, "key": cell.images["concept"], "note": (notes or {}).get(cell.name, "")}
+            | {"aimed": cell.attack in aimed}
             | rates[cell.concept.name]
         )
     for skip in plan.skipped:
@@ -127,6 +129,11 @@ def calibrated(plan: Plan, cell: Cell) -> dict[str, float | None]:
     found = judges[0].for_card(cell.concept).calibration(cell.concept) if judges else None
     tpr, fpr = found or (None, None)
     return {"judge_tpr": tpr, "judge_fpr": fpr}
+
+
+def yes_or_no(plan: Plan) -> frozenset[str]:
+    """The labels of the metrics that are bounded by 0 and 1."""
+    return frozenset(metric.label for metric in plan.config.metrics if metric.method.bounds == (0.0, 1.0))
 
 
 def costs(plan: Plan, store: Store) -> pd.DataFrame:

@@ -330,6 +330,7 @@ def test_an_attack_is_taught_with_real_images_and_distances_are_to_real_images(p
     reference = plan.tasks[plan.tasks[scored.parents["reference"]].parents["images"]]
     assert (reference.plugin, len(reference.pictures)) == ("folder", 3)
     assert ", to real images " in scored.fields["identity"]
+    assert "pairs" not in scored.fields["identity"] and scored.fields["pairs"] is False
     drawn = plan.tasks[plan.tasks[scored.parents["images"]].parents["images"]]
     assert [p.text for p in drawn.prompts] == ["a scene", "a room"]  # a caption once, an image each
 

@@ -17,22 +17,34 @@ SAID = {"claim": "c", "defense": "a", "statement": "s", "source": "p"}
 def cell(
     defense: str, number: str, value: float, low: float, high: float, concept: str = "cat", **more: object
 ) -> dict:
-    arm = {"attack": "none", "budget": 0, "seed": 0, "status": "ok"} | more
+    arm = {"attack": "none", "budget": 0, "seed": 0, "defense_seed": 0, "status": "ok"} | more
     return arm | {"defense": defense, "concept": concept, "number": number} | numbers(value, low, high)
 
 
 def numbers(value: float, low: float, high: float) -> dict:
-    return {"value": value, "ci_low": low, "ci_high": high}
+    return {"value": value, "ci_low": low, "ci_high": high, "fixed_low": low, "fixed_high": high}
 
 
 def board(
     cells: list[dict] | None = None, comparisons: list[dict] | None = None, curves: list[dict] | None = None
 ) -> Board:
     empty = pd.DataFrame()
-    columns = ["defense", "concept", "number", "attack", "budget", "seed", "value", "ci_low", "ci_high", "status"]
+    columns = [
+        "defense",
+        "concept",
+        "number",
+        "attack",
+        "budget",
+        "seed",
+        "defense_seed",
+        "value",
+        "ci_low",
+        "ci_high",
+        "status",
+    ]
     columns += ["flag"]
-    pairs = ["defense_a", "defense_b", "number", "attack", "budget", "value", "ci_low", "ci_high", "p_holm"]
-    points = ["defense", "attack", "concept", "budget", "presence", "ci_low", "ci_high"]
+    pairs = ["defense_a", "defense_b", "number", "attack", "budget", "value", "fixed_low", "fixed_high", "p_fixed_holm"]
+    points = ["defense", "attack", "concept", "budget", "presence", "fixed_low", "fixed_high"]
     return Board(
         cells=pd.DataFrame(cells or [], columns=columns),
         leaderboard=empty,
@@ -46,7 +58,7 @@ def board(
 
 @pytest.mark.parametrize(
     ("value", "low", "high", "holds"),
-    [(0.1, 0.0, 0.15, "yes"), (0.1, 0.0, 0.5, "yes"), (0.3, 0.1, 0.5, "undecided"), (0.5, 0.4, 0.6, "no")],
+    [(0.1, 0.0, 0.15, "yes"), (0.1, 0.0, 0.5, "undecided"), (0.3, 0.1, 0.5, "undecided"), (0.5, 0.4, 0.6, "no")],
 )
 def test_a_bound_holds_for_each_concept_on_its_own(value: float, low: float, high: float, holds: str) -> None:
     claim = Claim(**SAID, check="bound", number="presence_before", at_most=0.2)
@@ -89,10 +101,10 @@ def test_images_in_doubt_decide_nothing(doubted: str) -> None:
     bounded = Claim(**SAID, check="bound", against="b", number="presence_after", attack="lora", at_most=0.0)
     claims = [bounded, *(Claim(**SAID, check=check, against="b", attack="lora") for check in ("gap", "ratio"))]
     points = [
-        {"concept": "all", "presence": 0.1, "ci_low": 0.0, "ci_high": 0.1, "defense": d} | arm for d in ("a", "b")
+        {"concept": "all", "presence": 0.1, "fixed_low": 0.0, "fixed_high": 0.1, "defense": d} | arm for d in ("a", "b")
     ]
 
-    table = judge(board(rows, [pair | {"p_holm": 0.001}], points), claims)
+    table = judge(board(rows, [pair | {"p_fixed_holm": 0.001}], points), claims)
 
     assert table["holds"].tolist() == ["undecided"] * 3
     assert table["measured"].str.endswith(f"({DOUBT})").all()
@@ -116,7 +128,7 @@ def test_a_difference_has_the_conservative_interval() -> None:
     (row,) = judge(board(rows), [claim]).to_dict("records")
 
     assert (row["value"], row["ci_low"], row["ci_high"]) == pytest.approx((-0.05, -0.15, 0.05))
-    assert row["holds"] == "yes"
+    assert row["holds"] == "undecided"  # the point keeps to the limit, a third of the interval does not
 
 
 @pytest.mark.parametrize("swapped", [False, True])
@@ -128,7 +140,7 @@ def test_a_gap_reads_the_paired_difference_whichever_way_it_is_listed(swapped: b
         pair
         | {"number": "presence", "attack": "lora", "budget": b}
         | numbers(sign * v, sign * v, sign * v)
-        | {"p_holm": p}
+        | {"p_fixed_holm": p}
         for b, v, p in ((0, -0.9, 0.0), (10, -0.5, 0.001), (25, 0.4, 0.001), (50, -0.1, 0.6))
     ]
 
@@ -136,6 +148,19 @@ def test_a_gap_reads_the_paired_difference_whichever_way_it_is_listed(swapped: b
 
     assert table["holds"].tolist() == ["yes", "no", "undecided"]
     assert table["value"].tolist() == pytest.approx([-0.5, 0.4, -0.1])
+
+
+@pytest.mark.parametrize(("budget", "holds"), [(0, ["undecided"] * 4), (25, ["yes"])])
+def test_a_gap_is_corrected_for_the_budgets_that_it_is_asked_at(budget: int, holds: list[str]) -> None:
+    """Of four looks at nothing, one in five has a p below 0.05."""
+    claim = Claim(**SAID, check="gap", against="b", attack="lora", budget=budget)
+    rows = [
+        {"defense_a": "a", "defense_b": "b", "number": "presence", "attack": "lora", "budget": b, "p_fixed_holm": p}
+        | numbers(-0.2, -0.3, -0.1)
+        for b, p in ((10, 0.5), (25, 0.02), (50, 0.6), (100, 0.7))
+    ]
+
+    assert judge(board(comparisons=rows), [claim])["holds"].tolist() == holds
 
 
 def test_a_ratio_has_the_conservative_interval() -> None:
@@ -147,8 +172,8 @@ def test_a_ratio_has_the_conservative_interval() -> None:
             "concept": "all",
             "budget": 9,
             "presence": v,
-            "ci_low": v - 0.1,
-            "ci_high": v + 0.1,
+            "fixed_low": v - 0.1,
+            "fixed_high": v + 0.1,
         }
         for d, v in (("a", 0.2), ("b", 0.8))
     ]

@@ -80,8 +80,9 @@ def test_holm_corrects_for_the_pairs_within_one_number_attack_and_budget() -> No
 def test_a_difference_is_found_where_there_is_one_and_its_sign_follows_the_order() -> None:
     table = make(noisy("esd", "imma", gain=0.5, concepts=("cat", "dog", "car")), draws=300).comparisons
     fifty = at(table, "esd", "imma", "lora", 50)
-    assert fifty["value"] < 0 and fifty["ci_high"] < 0 and fifty["p_holm"] < 0.05
-    assert fifty["detectable"] < -fifty["value"]
+    assert fifty["value"] < 0 and fifty["ci_high"] < 0 and fifty["fixed_high"] < 0 and fifty["p_fixed_holm"] < 0.05
+    assert fifty["detectable_fixed"] < -fifty["value"]
+    assert fifty["p"] == 2.0**-2  # three concepts: of concepts in general they cannot say more
     none = at(make(noisy("esd", "imma", gain=0.0), draws=300).comparisons, "esd", "imma", "lora", 50)
     assert none["ci_low"] < 0 < none["ci_high"] and none["p_holm"] > 0.05
 
@@ -90,8 +91,23 @@ def test_a_comparison_does_not_depend_on_other_defenses() -> None:
     data = noisy("esd", "gift", "imma", concepts=("cat", "dog"), seeds=(0, 1))
     few = tuple(f[f["defense"] != "gift"] for f in data)
     alone, crowd = (pair(make(d).comparisons, "esd", "imma") for d in (few, data))  # type: ignore[arg-type]
-    drop = {"columns": "p_holm"}
+    drop = {"columns": ["p_holm", "p_fixed_holm"]}
     pd.testing.assert_frame_equal(*(t.drop(**drop).reset_index(drop=True) for t in (alone, crowd)))
+
+
+def test_one_concept_asks_one_question() -> None:
+    table = make(noisy("esd", "imma", gain=0.3)).comparisons
+    for general, fixed in (("ci_low", "fixed_low"), ("ci_high", "fixed_high"), ("p", "p_fixed")):
+        assert table[general].tolist() == pytest.approx(table[fixed].tolist())
+
+
+def test_concepts_that_differ_widen_what_is_said_of_concepts_in_general_alone() -> None:
+    scores, cells, costs = noisy("esd", "imma", level=0.1, concepts=("cat", "dog", "car"))
+    hit = where(scores, defense="imma", concept="dog", split="concept") & (scores["budget"] > 0)
+    scores.loc[hit, "value"] = 1.0
+    found = at(make((scores, cells, costs), draws=300).comparisons, "esd", "imma", "lora", 50)
+    assert found["ci_low"] < -0.8 and found["ci_high"] > 0
+    assert found["fixed_low"] > -0.45 and found["fixed_high"] < -0.15 and found["p_fixed"] < 0.01
 
 
 def test_non_dominated_by_hand() -> None:

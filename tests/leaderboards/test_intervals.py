@@ -10,14 +10,14 @@ from leaderboards.bootstrap import Draws, combine, draw_prompts, hierarchical, r
 from leaderboards.intervals import (
     difference,
     holm,
+    of_draws,
     p_value,
     percentile,
     prompt_mean,
     proportion,
-    t_of_z,
     wilson,
-    z_of_t,
 )
+from leaderboards.student import normal_tail, t_quantile, t_tail
 
 NAN = float("nan")
 
@@ -112,7 +112,7 @@ def test_coverage_of_paired_differences_that_share_prompts_and_concepts() -> Non
         draw = [draw_prompts(hits, ["lora"], list("abcdefghij"), Draws(300, run)) for hits in (a, b)]
         one, other = combine(*draw)
         sample = (one.draws - other.draws)[:, 0]
-        found = difference(float(one.means[0]), float(other.means[0]), sample, 200, one.freedom)
+        found = difference(float(one.means[0]), float(other.means[0]), sample, 200, one.freedom, differing=200)
         held.append(found.low <= 0.1 <= found.high)
         width.append(found.high - found.low)
         alone = hierarchical(a, ["lora"], list("abcdefghij"), Draws(300, run))
@@ -192,16 +192,22 @@ def test_holm_by_hand_and_with_missing() -> None:
     assert np.isnan(adjusted[2])
 
 
-@pytest.mark.parametrize(("freedom", "error"), [(2, 0.05), (3, 0.02), (9, 0.002), (49, 1e-4)])
-def test_students_t_is_scipys(freedom: int, error: float) -> None:
-    assert t_of_z(stats.norm.isf(0.025), freedom) == pytest.approx(stats.t.isf(0.025, freedom), rel=error)
-    assert z_of_t(t_of_z(-1.3, freedom), freedom) == pytest.approx(-1.3)
+@pytest.mark.parametrize("freedom", [1, 1.3, 2, 3, 4.5, 9, 49, 2e4, np.inf])
+def test_students_t_is_scipys_however_far_out(freedom: float) -> None:
+    for t in (0.0, 0.1, 2.0, 8.2, 8.4, 20.0, 37.0):
+        assert t_tail(t, freedom) == pytest.approx(stats.t.sf(t, freedom), rel=1e-9)
+        assert t_tail(-t, freedom) == pytest.approx(1 - stats.t.sf(t, freedom), rel=1e-9)
+    for share in (0.025, 0.8, 0.975):
+        assert t_quantile(share, freedom) == pytest.approx(stats.t.ppf(share, freedom), rel=1e-9)
+    assert normal_tail(37) == pytest.approx(stats.norm.sf(37), rel=1e-9)
 
 
 def test_intervals_of_few_units_are_wider() -> None:
     sample = np.random.default_rng(0).normal(size=100_000)
     few = percentile(0.0, sample, 4)
     assert few.high == pytest.approx(stats.t.isf(0.025, 4), rel=0.03)
+    assert of_draws(0.0, sample, 2).high == pytest.approx(stats.t.isf(0.025, 2), rel=0.01)
+    assert of_draws(0.5, sample, 2, (0.0, 1.0))[1:] == (0.0, 1.0)
     assert percentile(0.0, sample).high == pytest.approx(1.96, rel=0.02)
 
 
@@ -214,19 +220,19 @@ def test_percentiles_are_numpys_and_pass_over_missing_draws() -> None:
 
 def test_difference_by_hand() -> None:
     sample = np.random.default_rng(0).normal(0.3, 0.1, size=4000)
-    found = difference(0.7, 0.4, sample, 50)
+    found = difference(0.7, 0.4, sample, 50, differing=50)
     assert found[:3] == pytest.approx((0.3, 0.3 - 1.96 * 0.1, 0.3 + 1.96 * 0.1), abs=0.01)
     assert found.p == pytest.approx(2 * stats.norm.sf(3), rel=0.2)
     assert found.detectable == pytest.approx((1.96 + 0.8416) * 0.1, rel=0.05)
-    assert np.isnan(difference(NAN, 0.4, sample, 50)).all()
+    assert np.isnan(difference(NAN, 0.4, sample, 50, differing=50)).all()
 
 
 def test_difference_of_draws_that_do_not_vary_is_newcombes() -> None:
-    found = difference(1.0, 0.0, np.ones(100), 20)
+    found = difference(1.0, 0.0, np.ones(100), 20, differing=20)
     low, _ = wilson(20, 20)
     assert found.low == pytest.approx(1 - np.hypot(1 - low, 1 - low)) and found.high == 1
     assert found.p == 2.0**-19
-    none = difference(1.0, 1.0, np.zeros(100), 20)
+    none = difference(1.0, 1.0, np.zeros(100), 20, differing=0)
     assert none.p == 1 and none.low < 0 < none.high
 
 
@@ -241,3 +247,45 @@ def test_p_reaches_below_the_share_of_one_draw_but_not_below_a_sign_test() -> No
     assert p_value(6.0, far, 50) < 1e-7
     assert p_value(6.0, far, 5) == 2.0**-4
     assert p_value(6.0, far, 50, freedom=4) > 100 * p_value(6.0, far, 50)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 9, 49.5, np.inf])
+def test_p_has_no_jump_in_z(freedom: float) -> None:
+    """The normal tail must not underflow: a difference of 8.4 deviations is as one of 8.2, but for a little."""
+    noise = np.random.default_rng(0).normal(size=1000)
+    noise = (noise - noise.mean()) / noise.std()
+    z = np.linspace(3.5, 30, 200)
+    p = np.array([p_value(v, v + noise, 10_000, freedom) for v in z])
+
+    assert p == pytest.approx(2 * stats.t.sf(z, freedom), rel=1e-6)
+    assert (np.diff(np.log(p)) < 0).all()
+
+
+def test_prompts_that_do_not_differ_say_nothing() -> None:
+    """Four prompts to none of sixteen: the exact test of McNemar gives 0.125."""
+    apart = np.array([1.0] * 4 + [0.0] * 12)
+    draws = np.random.default_rng(0).multinomial(15, np.full(16, 1 / 16), size=1000) @ apart / 15
+    exact = stats.binomtest(4, 4, 0.5).pvalue
+
+    assert difference(0.25, 0.0, draws, 16, 15, differing=16).p < exact
+    assert difference(0.25, 0.0, draws, 16, 15, differing=4).p == exact
+
+
+def test_a_difference_of_rounding_is_none() -> None:
+    tiny = np.full(1000, 1e-16)
+    found = difference(0.3 + 1e-16, 0.3 - 1e-16, tiny, 16, differing=0)
+
+    assert found.value == 0 and found.p == 1
+
+
+def test_detectable_is_what_a_test_of_students_t_finds() -> None:
+    """Of two concepts or three it is far more than normal quantiles say; simulated power is the 80 % it promises."""
+    rng = np.random.default_rng(0)
+    spread, freedom = 0.05, 2
+    sample = rng.normal(0, spread, 4000)
+    told = difference(0.5, 0.5, sample, 50, freedom, differing=50).detectable
+    means = told + rng.normal(0, spread * np.sqrt(3), size=(20_000, 3))
+    power = (stats.ttest_1samp(means, 0, axis=1).pvalue < 0.05).mean()
+
+    assert told == pytest.approx((stats.t.ppf(0.975, 2) + stats.t.ppf(0.8, 2)) * sample.std())
+    assert power == pytest.approx(0.8, abs=0.1)

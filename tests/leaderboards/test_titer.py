@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from leaderboards.titer import Course, Withstood, effort_area, median, survival, titer
+from leaderboards.intervals import wilson
+from leaderboards.titer import Course, Withstood, effort_area, median, median_interval, survival, titer
 
 NAN = float("nan")
 
 
 def course(presence: list[float], budgets: tuple[int, ...] = (0, 10, 50, 200), ceiling: float = 1.0) -> Course:
-    return Course(budgets=budgets, presence=presence, ceiling=ceiling)
+    """A course of so many images that presence is known to the last digit."""
+    return Course(budgets=budgets, presence=presence, ceiling=ceiling, low=presence)
 
 
 @pytest.mark.parametrize(
@@ -105,8 +107,53 @@ def test_effort_area() -> None:
 
 def test_an_attack_of_one_step_does_not_censor_the_others() -> None:
     """A swapped part that restores nothing says so for every budget; one that restores the concept ends it at once."""
-    slow = Course(budgets=[0, 10, 50], presence=[0.0, 0.1, 0.2], ceiling=1.0)
-    fails, works = (Course(budgets=[0, 1], presence=[0.0, p], ceiling=1.0) for p in (0.0, 1.0))
+    slow = course([0.0, 0.1, 0.2], (0, 10, 50))
+    fails, works = (course([0.0, p], (0, 1)) for p in (0.0, 1.0))
 
     assert str(titer([slow, fails])) == ">=50"
     assert str(titer([slow, works])) == "0"
+
+
+def test_noise_does_not_bring_the_concept_back() -> None:
+    """A presence of 0.3 at each of two budgets, by eight prompts: the first of ten attacks to pass one half by chance
+    ended nine of ten boards.
+    """
+    rng, found = np.random.default_rng(0), []
+    for _ in range(200):
+        runs = []
+        for _ in range(9):
+            hits = rng.binomial(8, 0.3, size=(10, 2))
+            courses = [
+                Course(
+                    budgets=[0, 10, 40],
+                    presence=[0, *own / 8],
+                    ceiling=1.0,
+                    low=[wilson(h, 8)[0] for h in (0, *own)],
+                )
+                for own in hits
+            ]
+            runs.append(titer(courses))
+        found.append(str(median([run for run in runs if run])))
+
+    assert found.count(">=40") > 190
+
+
+def test_back_once_is_back_for_good_and_by_the_lower_end_alone() -> None:
+    """An attacker may stop at 10."""
+    sure = Course(budgets=[0, 10, 50], presence=[0.0, 0.9, 0.2], ceiling=1.0, low=[0.0, 0.7, 0.1])
+    unsure = Course(budgets=[0, 10, 50], presence=[0.0, 0.7, 0.7], ceiling=1.0, low=[0.0, 0.4, 0.4])
+    untold = Course(budgets=[0, 10, 50], presence=[0.0, 1.0, 1.0], ceiling=1.0, low=[0.0, NAN, NAN])
+
+    assert [str(titer([each])) for each in (sure, unsure, untold)] == ["0", ">=50", ">=0"]
+
+
+def test_interval_of_the_median_by_hand() -> None:
+    """S is 5/6, 4/6, 3/6, 2/6, 1/6, 0; its error by Greenwood sqrt(S (1 - S) / 6) where nothing is censored."""
+    values = [Withstood(budget, True) for budget in (0, 10, 20, 30, 40, 50)]
+    low, high = median_interval(values) or (None, None)
+
+    # S - 1.96 se: 0.535, 0.289; S + 1.96 se: 0.900, 0.710, 0.465 at 40
+    assert (str(low), str(high)) == ("10", "40")
+    assert median_interval(values[1:]) is None
+    censored = [*values[:2], *(Withstood(50, False) for _ in range(4))]
+    assert str((median_interval(censored) or values)[1]) == ">=50"

@@ -1,5 +1,6 @@
 """Each metric agrees with somebody else's implementation on the same model and images."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from metrics import lpips
 from metrics.clip_score import CLIPScore
 from metrics.lpips import LPIPS
 from metrics.presence import Presence
-from metrics.towers import Tower, load_tower
+from metrics.towers import Tower, load_tower, needs_quick_gelu, tower_identity
 
 PLACE = f"local-dir:{WEIGHTS / 'judge'}"
 
@@ -239,3 +240,22 @@ def test_lpips_says_which_it_is() -> None:
 
     assert len({m.identity() for m in methods}) == 5
     assert "no-heads" in LPIPS(backbone="mini").identity() and "lpips" not in LPIPS(backbone="mini").identity()
+
+
+def test_weights_given_as_a_file_are_named_by_their_hash_and_known_for_openais(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path names no weights, and OpenAI's need its approximation of GELU, wherever they lie."""
+    import open_clip
+
+    first, second = tmp_path / "a.pt", tmp_path / "b.pt"
+    first.write_bytes(b"openai's"), second.write_bytes(b"others'")
+    known = hashlib.sha256(b"openai's").hexdigest()
+    addresses = {"openai": {"url": f"https://example.org/{known}/x.pt", "quick_gelu": True}}
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda model, tag: addresses.get(tag, {}))
+
+    names = [tower_identity("ViT-B-32", str(file)) for file in (first, second)]
+
+    assert names[0] == f"ViT-B-32-quickgelu/{known[:12]}"
+    assert names[1] == f"ViT-B-32/{hashlib.sha256(second.read_bytes()).hexdigest()[:12]}"
+    assert [needs_quick_gelu("ViT-B-32", str(file)) for file in (first, second)] == [True, False]

@@ -36,3 +36,12 @@ def test_black_is_nearly_black() -> None:
     torch.testing.assert_close(found["brightness"], torch.tensor([0.0, 0.04, 0.3]))
     again = Black(threshold=0.03).rethreshold(found, None)
     assert again["value"].tolist() == Black(threshold=0.03).score(images, PROMPTS, None)["value"].tolist() == [1, 0, 0]
+
+
+def test_an_image_that_is_no_number_is_missing_and_not_bright() -> None:
+    images = torch.zeros(2, 3, 8, 8)
+    images[1, 0, 0, 0] = torch.nan
+
+    value = Black().score(images, PROMPTS[:2], None)["value"]
+
+    assert value[0] == 1 and value[1].isnan()

@@ -249,7 +249,7 @@ def moment(a: float, b: float, d: int) -> float:
 
 
 def test_the_same_sets_give_the_same_numbers_in_any_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    f, g = samples(50, 41, 8)
+    f, g = samples(50, 50, 8)
     before = torch.get_rng_state()
     first = KID().distance(f, g, rng=Generator().manual_seed(1))
     monkeypatch.setattr(sets, "ROWS", 7)
@@ -389,3 +389,13 @@ def test_an_unknown_embedder_is_refused() -> None:
 
 def test_the_minis_embedder_gives_unit_vectors(pictures: Tensor) -> None:
     torch.testing.assert_close(embedders.embed("mini:judge", pictures).norm(dim=1), torch.ones(3))
+
+
+@pytest.mark.parametrize("method", [KID, CMMD])
+def test_sets_of_different_sizes_hold_no_pairs_and_are_not_taken_for_such(method: Any) -> None:
+    """One identity is one estimator: with pairs the number is another one."""
+    f, g = samples(9, 7, 5)
+
+    with pytest.raises(ValueError, match="expected pairs, got 9 and 7 images"):
+        method().distance(f, g, rng=RNG)
+    assert math.isfinite(method(pairs=False).distance(f, g, rng=RNG)["value"])

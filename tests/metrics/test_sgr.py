@@ -144,6 +144,8 @@ def test_every_feed_and_embedder_is_its_own_identity(dino: str) -> None:
 
     assert len({m.identity() for m in methods}) == len(methods)
     assert all(("imma64" in m.identity()) == m.compat for m in methods)
+    lpips = SGR(embedder="lpips:mini", compat=True).identity()  # the release pairs image i with reference i, by LPIPS
+    assert "imma64,all-pairs@" in lpips and "all-pairs" not in SGR(compat=True).identity()
     assert SGR(**SGR.presets["compat_imma64"]).compat and SGR().identity().endswith("ViT-B-32-quickgelu/openai")
     with pytest.raises(ValueError, match="expected lpips: and alex, vgg, squeeze or mini"):
         SGR(embedder="lpips:resnet").identity()

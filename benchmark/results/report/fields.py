@@ -48,7 +48,12 @@ def field(name: str, value: Any, low: Any = None, high: Any = None) -> Field:
     if name == "titer":
         return titer_field(value)
     if name == "status":
-        return Field(text=str(value), order=str(value), badge="ok" if value == "ok" else "bad", name=name)
+        return Field(
+            text=str(value),
+            order=str(value),
+            badge="ok" if value in ("ok", "unranked: the control") else "bad",
+            name=name,
+        )
     if name == "flags" and isinstance(value, str):
         return Field(text=value, order=value, parts=tuple(value.split("; ")), name=name)
     if isinstance(value, str) or value is None:

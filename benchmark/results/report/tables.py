@@ -12,7 +12,7 @@ from benchmark.results.report.fields import Field, clip, field, is_missing, numb
 from leaderboards import troubles
 from leaderboards.board import CONTROL, Board
 
-CELL = ["model", "scenario", "concept", "defense", "attack", "budget", "seed"]
+CELL = ["model", "scenario", "concept", "defense", "attack", "budget", "seed", "defense_seed"]
 LEVEL = 0.05  # of the tests between two defenses, corrected for their number
 
 
@@ -110,7 +110,8 @@ def filters(names: Iterable[str]) -> list[tuple[int, str]]:
 
 def cells(board: Board) -> dict[str, Any]:
     """One line for each cell: who, what became of it, the numbers with their intervals, and the reason."""
-    names = [name for name in CELL if name not in ("model", "scenario") or board.cells[name].nunique() > 1]
+    constant = ("model", "scenario", "defense_seed")
+    names = [name for name in CELL if name not in constant or board.cells[name].nunique() > 1]
     present = set(board.cells["number"])
     numbers = [name for name in CELLS if name in present]
     lines, parts = [], dict[tuple[Any, ...], dict[str, dict[Any, Any]]]()
