@@ -6,10 +6,10 @@ import pytest
 
 from leaderboards.board import build
 from leaderboards.merge import combine
-from tests.test_leaderboards import LORA_50, PROMPTS, Frames, frames, make, row, strengthened, where
-from tests.test_leaderboards_comparisons import noisy
-from tests.test_leaderboards_merge import board as merged
-from tests.test_leaderboards_merge import tables
+from tests.leaderboards.test_board import LORA_50, PROMPTS, Frames, frames, make, row, strengthened, where
+from tests.leaderboards.test_comparisons import noisy
+from tests.leaderboards.test_merge import board as merged
+from tests.leaderboards.test_merge import tables
 
 
 def like_the_base(data: Frames, defense: str) -> Frames:

@@ -5,8 +5,8 @@ import pytest
 
 from leaderboards.board import build
 from leaderboards.rebuild import rebuild
-from tests.test_leaderboards import KINDS
-from tests.test_leaderboards_comparisons import noisy
+from tests.leaderboards.test_board import KINDS
+from tests.leaderboards.test_comparisons import noisy
 
 
 def test_the_tables_are_made_again_from_the_cells() -> None:
