@@ -283,3 +283,11 @@ def test_the_opt_in_preset_plans_with_a_card_of_the_user(tmp_path: Path, monkeyp
     assert all(task.is_private for task in tasks if task.kind in ("attack", "generate"))
     assert [skip.attack for skip in job.plan.skipped].count("unlearndiffatk") == 0
     assert ("presence", "concept") in job.plan.cells[0].scores
+
+
+@pytest.mark.parametrize("name", ["demo", "mini"])
+def test_the_embedded_models_boards_measure_all_four_numbers(name: str) -> None:
+    """CLIP score, FID, NudeNet rate and, from presence, the reactivation rate: none of their columns is empty."""
+    labels = {entry.label for entry in config.load(name).metrics}
+
+    assert {"clip_score", "fid", "nudenet", "presence"} <= labels
