@@ -27,8 +27,8 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 UNREAD = (".heic", ".heif", ".avif")  # Pillow reads these with plug-ins, or not everywhere
 CAPTIONS = (".txt", ".caption")  # beside an image, under its name, as kohya's scripts have them
-FAULTS = (OSError, ValueError, TypeError, AttributeError, EOFError, RecursionError, pd.errors.ParserWarning)
-FAULTS = (*FAULTS, MemoryError)  # a compressed page of any size: pyarrow cannot say beforehand
+# MemoryError: a compressed page of any size, of which pyarrow cannot say so beforehand.
+FAULTS = (OSError, ValueError, TypeError, AttributeError, EOFError, RecursionError, MemoryError)
 
 
 def chunks(path: Path, folders: Sequence[str] = ("label",), rows: int = CHUNK) -> Iterator[pd.DataFrame]:
@@ -57,7 +57,7 @@ def chunks(path: Path, folders: Sequence[str] = ("label",), rows: int = CHUNK) -
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise DataError(f"expected UTF-8 in {path}, got the byte 0x{byte:02x}: save it as UTF-8.") from error
-    except FAULTS as error:
+    except (*FAULTS, pd.errors.ParserWarning) as error:
         why = " ".join(str(error).split())[:150]
         raise DataError(f"expected a table in {path}, got {type(error).__name__}: {why}: mend the file.") from error
 
