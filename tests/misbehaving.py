@@ -118,6 +118,13 @@ CHANGES: dict[str, tuple[Callable[[Any], object], str]] = {
 }
 
 
+def stuck(library: ctypes.CDLL) -> None:
+    """Wait in C for a lock that nobody gives back; signals do not end it."""
+    mutex = ctypes.create_string_buffer(128)
+    library.pthread_mutex_lock(mutex)
+    library.pthread_mutex_lock(mutex)
+
+
 def exits(code: int) -> Callable[[], object]:
     return lambda: sys.exit(code)
 
@@ -160,8 +167,8 @@ DEATHS: dict[str, Callable[[], object]] = {
     "a forked process": lambda: forked(go_on=False),
     "a second runner": lambda: forked(go_on=True),
     "prints": lambda: sys.stdout.write("x" * 1_000_000),
-    "hangs in C": lambda: ctypes.CDLL(None).pause(),
-    "hangs in C with Python's lock": lambda: ctypes.PyDLL(None).sleep(1000),
+    "hangs in C": lambda: stuck(ctypes.CDLL(None)),
+    "hangs in C with Python's lock": lambda: stuck(ctypes.PyDLL(None)),
     "swallows everything": swallow,
 }
 

@@ -244,11 +244,13 @@ def test_a_run_is_divided(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_
 
     monkeypatch.setattr(runs, "in_parts", here)
     monkeypatch.setattr("sys.argv", ["titer"])
-    share, start = runs.overhead(str(write_config(tmp_path, tiny_folder)), only="")
+    share, looks, start = runs.overhead(str(write_config(tmp_path, tiny_folder)), only="")
 
     assert share.value is not None
     assert 0 < share.value < 100
     assert share.more["model"] < share.more["rest"]
+    assert looks.value is not None
+    assert 0 < looks.value < 100
     assert start.value is not None
     assert start.value > 0
 

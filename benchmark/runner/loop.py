@@ -30,7 +30,7 @@ class Events(Protocol):
     """What the runner tells whoever watches."""
 
     def started(self, task: Task) -> None:
-        """A task begins, or is at hand again: several may run at once."""
+        """A task begins, with the base at hand, and its time with it; or it is at hand again. Several may run at once."""
 
     def step(self, *, step: int, total: int, loss: float) -> None:
         """The task at hand moved on."""
@@ -164,7 +164,6 @@ def attempt(task: Task, bench: Bench, events: Events) -> Attempt:
                 return Attempt("locked")
             if bench.store.has(task.key):  # finished by another run since we looked
                 return Attempt("found")
-            events.started(task)
             compute(task, bench, events)
     except (Exception, TimeLimitError) as error:
         return Attempt(
@@ -183,7 +182,7 @@ def compute(task: Task, bench: Bench, events: Events) -> None:
 
     def once(batch: int) -> None:
         bench.batch = batch
-        seal = bench.seal if stages.needs_base(task) else None  # loads the base: this is no time of the task's
+        seal = bench.seal if stages.needs_base(task) else None  # loads the base
         events.started(task)
         try:
             write, meta = guarded(task, seal, stage)

@@ -211,7 +211,7 @@ def rethreshold(task: Task, key: str, store: Store) -> bool:
     raw = {name: torch.tensor(values, dtype=torch.float32) for name, values in columns.items()}
     try:
         found = judge(task.plugin, canonical(dict(task.fields)), canonical(task.places)).rethreshold(raw, task.concept)
-    except KeyError:  # an older version kept other columns
+    except (Exception, SystemExit):  # an older version kept other columns, or the metric fails: its judge will say so
         return False
     table = {name: stored[name] for name in stored.column_names}
     for name, values in found.items():

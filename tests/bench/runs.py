@@ -15,6 +15,11 @@ import pandas as pd
 import torch
 
 from benchmark.config import config
+from benchmark.mini import WEIGHTS
+from benchmark.model import load
+from benchmark.plan.task import Task
+from benchmark.runner.isolation.guard import guarded
+from benchmark.runner.isolation.seal import Seal
 from benchmark.session import prepare
 from tests.bench.alone import command, commands
 from tests.bench.table import Row
@@ -67,6 +72,7 @@ def overhead(source: str = "demo", only: str = PART) -> Sequence[Row]:
         loaded = in_parts(small, folder, [])["modules"] if source == "demo" else []
         found = in_parts([*words, "--out", folder / "out", "--store", folder / "store"], folder, loaded)
         records = pd.read_csv(folder / "out" / "records.csv")
+        looks = looking(Path(config.load(source).raw.model)) if source != "demo" else looking(WEIGHTS / "pipeline")
     model, tasks = float(records["seconds"].sum()), len(records)
     others = found["rest"] - model
     what = f"a run of {source}" + (f" with --only {only}" if only else "")
@@ -83,8 +89,28 @@ def overhead(source: str = "demo", only: str = PART) -> Sequence[Row]:
             note=note,
             more=found | {"model": model, "tasks": tasks, "modules": []},
         ),
+        watched(what, records, looks, found["rest"]),
         Row(what=f"{what}: start and imports", value=start, unit="s", note="once a command, whatever the run's size"),
     ]
+
+
+def looking(folder: Path) -> dict[bool, float]:
+    """Seconds of both looks at what a task's plug-in may change, with a base and without; the least of some."""
+    task, seal = Task(kind="defend", plugin="x", version=1, base="x"), Seal(load(folder))
+    spent: dict[bool, list[float]] = {True: [], False: []}
+    for with_base in (True, False) * 7:
+        started = time.perf_counter()
+        guarded(task, seal if with_base else None, lambda: None)
+        spent[with_base].append(time.perf_counter() - started)
+    return {with_base: min(times) for with_base, times in spent.items()}
+
+
+def watched(what: str, records: pd.DataFrame, looks: dict[bool, float], seconds: float) -> Row:
+    """The share of a run that goes into looking at what plug-ins changed."""
+    models = int(records["kind"].isin(["defend", "attack", "generate"]).sum())
+    value = 100 * (models * looks[True] + (len(records) - models) * looks[False]) / seconds
+    note = f"{1000 * looks[True]:.0f} ms for a task with a model, {1000 * looks[False]:.1f} ms for another"
+    return Row(what=f"{what}: looks at what plug-ins changed", value=value, unit="%", target="<= 1", note=note)
 
 
 def picture(is_present: bool, shade: float) -> torch.Tensor:

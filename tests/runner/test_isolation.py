@@ -2,8 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +15,16 @@ import pytest
 import torch
 
 from benchmark.config import registry
+from benchmark.errors import PluginError
 from benchmark.plan.task import Task
 from benchmark.results import records
+from benchmark.runner import limits
 from benchmark.runner.isolation import guard, interrupts, seal, surroundings
 from benchmark.runner.loop import Attempt, attempt
 from benchmark.runner.stages import Bench
+from benchmark.runner.stages.account import Losses
 from benchmark.store import Store
+from benchmark.store.artifacts import Gallery
 from tests import misbehaving
 from tests.runner.test_loop import Silent, compute, files, make_plan
 
@@ -155,3 +163,132 @@ def test_a_poisoned_run_keeps_every_other_row_to_the_byte(tiny_folder: Path, tmp
 def table(plan: Any, root: Path, outcome: Any) -> Any:
     failed, skipped = (outcome.failed, outcome.skipped) if outcome else ({}, {})
     return records.cells(plan, Store(root), failed, skipped).reset_index(drop=True)
+
+
+@pytest.mark.parametrize("numbers", [(1, 1, None), ("a", 1, 0.5), (float("nan"), 1, 0.5), (1, float("inf"), 0.5)])
+def test_progress_that_is_no_number_is_refused(numbers: tuple[Any, Any, Any]) -> None:
+    step, total, loss = numbers
+
+    with pytest.raises(PluginError, match="expected numbers in report"):
+        Losses(Silent().step)(step=step, total=total, loss=loss)
+
+
+def test_an_alarm_rings_again_for_who_caught_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "AGAIN", 0.1)
+    caught = 0
+    with limits.each_task(0.05), limits.limited(Silent().step):
+        while caught < 3:
+            try:
+                time.sleep(5)
+            except limits.TimeLimitError:
+                caught += 1
+
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_a_task_that_cannot_be_stopped_is_named_and_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the last resort is a list; it is called from another thread while this one listens to nothing."""
+    monkeypatch.setattr(limits, "GRACE", 0.1)
+    monkeypatch.setattr(limits, "alarm", lambda *_: nullcontext())
+    said = list[str]()
+    with limits.each_task(0.05, said.append):
+        with limits.limited(Silent().step, "lora on esd"):
+            time.sleep(0.1)
+        assert not said
+        with limits.limited(Silent().step, "lora on esd"):
+            over = time.monotonic() + 0.3
+            while not said and time.monotonic() < over:
+                time.sleep(0.01)
+
+    assert len(said) == 1
+    assert said[0].startswith("lora on esd: expected the task to end within 0.05 seconds")
+
+
+PROCESS = """
+import ctypes, signal, sys, time
+from benchmark.cli.run import give_up
+from benchmark.runner import limits
+from benchmark.runner.isolation import interrupts
+from tests.misbehaving import stuck
+limits.GRACE = 0.2
+if sys.argv[1] == "time":
+    print("ready", flush=True)
+    with limits.each_task(0.2, give_up), limits.limited(lambda **_: None, "lora on esd"):
+        stuck(ctypes.CDLL(None) if sys.argv[2] == "free" else ctypes.PyDLL(None))
+with interrupts.insisting(lambda: print("stopped", flush=True)):
+    print("ready", flush=True)
+    stuck(ctypes.CDLL(None))
+"""
+
+
+def process(*words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", PROCESS, *words]
+    found = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert found.stdout
+    assert found.stdout.readline() == "ready\n"
+    return found
+
+
+@pytest.mark.parametrize(("lock", "says"), [("free", "It cannot be stopped"), ("held", "Timeout")])
+def test_a_library_that_never_returns_is_ended_by_the_time_limit(lock: str, says: str) -> None:
+    """Also where it holds Python's lock, so that no thread of Python can name the task: its stack is shown."""
+    found = process("time", lock)
+
+    error = found.communicate(timeout=60)[1]
+
+    assert found.returncode == 1
+    assert says in error
+
+
+def test_a_second_ctrl_c_ends_the_process_whatever_it_does() -> None:
+    found = process("interrupt")
+    over = time.monotonic() + 60
+    while found.poll() is None and time.monotonic() < over:
+        found.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+
+    assert found.communicate(timeout=60)[0] == "stopped\n"
+    assert found.returncode == 130
+
+
+def test_the_task_that_a_process_died_at_is_named_at_the_next_start(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store").open()
+    for key in ("score/dead", "score/running", "score/other"):
+        store.beside(key).parent.mkdir(exist_ok=True)
+        store.beside(key).write_text("1 on elsewhere")
+    with store.lock("score/running"):
+        found = store.abandoned({"score/dead", "score/running"})
+
+    assert found == ["score/dead"]
+    assert not store.beside("score/dead").exists()
+    assert store.abandoned({"score/dead"}) == []
+
+
+def test_examples_are_a_methods_own(tiny_folder: Path, tmp_path: Path) -> None:
+    """A method that paints over what it is given paints over nobody else's."""
+    from benchmark.runner.stages.images import examples_of
+
+    plan = make_plan(tmp_path, tiny_folder, defenses=["none", ESD])
+    task = next(task for task in plan.tasks.values() if task.kind == "attack")
+    (key,) = (key for role, key in task.parents.items() if role == "concept")
+    bench = Bench(tiny_folder, Store(tmp_path / "store").open())
+    held = Gallery(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), ("a",), ("a cat",), (0,), (0,))
+    bench.hold(key, held)
+
+    examples_of(task, bench)["concept"].images.add_(1)
+
+    assert not held.images.any()
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd21", "sdxl"])
+def test_using_a_base_of_any_family_changes_nothing(family: str, tiny_folders: dict[str, Path], tmp_path: Path) -> None:
+    """Hooks that a library installs by itself are no change of a plug-in."""
+    bench = Bench(tiny_folders[family], Store(tmp_path / "store"))
+    sealed, model = bench.seal, bench.base
+
+    text = model.encode_text(["a cat"])
+    model.predict_noise(torch.randn(1, *model.latent_shape), torch.tensor([3]), text)
+    model.encode_words(model.words(model.ids(["a cat"])))
+    model.clone()
+
+    assert sealed.broken() == []

@@ -32,6 +32,7 @@ from benchmark.store import Store
 from benchmark.store.maintenance import gc, verify
 from benchmark.types import Delta
 from defenses.base import Defense
+from tests.misbehaving import swallow
 from tests.runner.test_faults import ended, last_counts, start, tables
 from tests.runner.test_loop import Silent, files, make_plan
 from tests.runs import write_config
@@ -146,9 +147,11 @@ class Bad(Defense):
             raise torch.OutOfMemoryError("no memory left")
         if self.how == "raises":
             raise ZeroDivisionError("thesis deadline")
-        while True:
+        while self.how == "hangs":
             time.sleep(0.05)
             report(step=1, total=2, loss=0.5)
+        swallow()
+        return Delta()
 
 
 class Watching(Silent):
@@ -168,7 +171,7 @@ class Watching(Silent):
 def test_bad_methods_fail_their_cells_only(two_cores: Any, tiny_folder: Path, tmp_path: Path) -> None:
     """Each for its own reason; who hangs is seen to move, and everything else is computed."""
     registry.OWN["defense", "bad"] = Bad
-    ways = ("raises", "hangs", "hungry", "dies")
+    ways = ("raises", "hangs", "hungry", "dies", "deaf")
     bad = [{"use": "bad", "as": how, "how": how, "log": str(tmp_path / "log")} for how in ways]
     try:
         plan = make_plan(tmp_path, tiny_folder, attacks=["none"], defenses=["none", *bad])
@@ -183,15 +186,16 @@ def test_bad_methods_fail_their_cells_only(two_cores: Any, tiny_folder: Path, tm
     assert set(said) == set(ways)
     assert "ZeroDivisionError: thesis deadline" in said["raises"]
     assert "expected the task to end within 30 seconds" in said["hangs"]
+    assert "Its worker was killed" in said["deaf"]
     assert "no memory left" in said["hungry"]
     assert "expected a worker to live through this task, got 3 that died" in said["dies"]
     tries = (tmp_path / "log").read_text().split()
-    assert {how: tries.count(how) for how in ways} == {"raises": 1, "hangs": 1, "hungry": 2, "dies": 3}
+    assert {how: tries.count(how) for how in ways} == {"raises": 1, "hangs": 1, "hungry": 2, "dies": 3, "deaf": 1}
     assert any(loss == 0.5 for loss in events.seen["hangs on cat"])
     assert all("did not finish" in reason for reason in outcome.skipped.values())
     others = {key for key, task in plan.tasks.items() if not task.label.startswith(ways) and key not in outcome.skipped}
     assert set(outcome.ran) == others
-    assert len(outcome.ran) + len(outcome.skipped) + 4 == len(plan.tasks)
+    assert len(outcome.ran) + len(outcome.skipped) + 5 == len(plan.tasks)
 
 
 @pytest.mark.slow

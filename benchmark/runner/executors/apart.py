@@ -7,6 +7,7 @@ notebook registered, run in the runner's process: a new one could not import the
 """
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -100,7 +101,7 @@ class Apart:
     def followed(self, task: Task, events: Events) -> Attempt:
         """Pass on how far a task is, until it ends, or its process does, or its time."""
         assert self.process
-        seconds, began = TIME_LIMIT.get(), time.monotonic()
+        seconds, began = TIME_LIMIT.get(), math.inf
         while True:
             if self.inbox.poll(PAUSE):
                 message = read(self.inbox.recv_bytes())

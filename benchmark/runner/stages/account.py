@@ -41,6 +41,10 @@ class Losses:
         """Keep the loss and pass it on."""
         if self.limit is not None and len(self.rows) >= self.limit:
             raise PluginError(f"expected at most {self.limit} steps, got one more: an attack may not overspend.")
+        try:
+            step, total, loss = int(step), int(total), float(loss)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise PluginError(f"expected numbers in report(step=, total=, loss=), got {error}.") from error
         self.rows.append((step, loss))
         self.onward(step=step, total=total, loss=loss)
 

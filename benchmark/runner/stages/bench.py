@@ -47,6 +47,7 @@ class Bench:
     @cached_property
     def seal(self) -> Seal:
         """What the base was when it was loaded."""
+        self.base.encode_text([""])  # transformers installs hooks of its own when an encoder is first used
         return Seal(self.base)
 
     def forget(self) -> None:
