@@ -30,7 +30,7 @@ class Events(Protocol):
     """What the runner tells whoever watches."""
 
     def started(self, task: Task) -> None:
-        """A task begins, with the base at hand, and its time with it; or it is at hand again. Several may run at once."""
+        """A task begins, with the base at hand and its time; or it is at hand again. Several may run at once."""
 
     def step(self, *, step: int, total: int, loss: float) -> None:
         """The task at hand moved on."""
