@@ -190,13 +190,11 @@ def test_a_task_that_cannot_be_stopped_is_named_and_ends_the_process(monkeypatch
     """Here the last resort is a list; it is called from another thread while this one listens to nothing."""
     monkeypatch.setattr(limits, "GRACE", 0.1)
     monkeypatch.setattr(limits, "alarm", lambda *_: nullcontext())
+    monkeypatch.setattr(limits.faulthandler, "dump_traceback_later", lambda *_, **__: None)  # it would end pytest
     said = list[str]()
     with limits.each_task(0.05, said.append):
         with limits.limited(Silent().step, "lora on esd"):
-            time.sleep(0.1)
-        assert not said
-        with limits.limited(Silent().step, "lora on esd"):
-            over = time.monotonic() + 0.3
+            over = time.monotonic() + 30
             while not said and time.monotonic() < over:
                 time.sleep(0.01)
 
