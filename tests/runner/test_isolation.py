@@ -192,11 +192,10 @@ def test_a_task_that_cannot_be_stopped_is_named_and_ends_the_process(monkeypatch
     monkeypatch.setattr(limits, "alarm", lambda *_: nullcontext())
     monkeypatch.setattr(limits.faulthandler, "dump_traceback_later", lambda *_, **__: None)  # it would end pytest
     said = list[str]()
-    with limits.each_task(0.05, said.append):
-        with limits.limited(Silent().step, "lora on esd"):
-            over = time.monotonic() + 30
-            while not said and time.monotonic() < over:
-                time.sleep(0.01)
+    with limits.each_task(0.05, said.append), limits.limited(Silent().step, "lora on esd"):
+        over = time.monotonic() + 30
+        while not said and time.monotonic() < over:
+            time.sleep(0.01)
 
     assert len(said) == 1
     assert said[0].startswith("lora on esd: expected the task to end within 0.05 seconds")
