@@ -1,5 +1,7 @@
 """The tiny random pipeline of `benchmark.kit.conformance`: every unit test runs on it in seconds."""
 
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,9 @@ from benchmark.kit import conformance
 from benchmark.model import load
 from benchmark.types import Concept, Examples
 from tests import pipelines
+
+if threading.current_thread() is threading.main_thread():  # a shell's background jobs inherit that it is ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

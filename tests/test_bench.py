@@ -15,6 +15,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from benchmark.cli import app
+from benchmark.config import registry
 from benchmark.diffusion import Model
 from benchmark.kit.conformance import SMALL, tiny_concept, tiny_examples, tiny_model
 from tests.bench import __main__ as command
@@ -340,8 +341,9 @@ def test_without_a_gpu_the_gpu_lines_say_so(monkeypatch: pytest.MonkeyPatch) -> 
     assert "no GPU" in row.note
 
 
-def test_the_gpu_lines_measure_every_method() -> None:
+def test_the_gpu_lines_measure_every_method(monkeypatch: pytest.MonkeyPatch) -> None:
     """All but the one that has no steps."""
+    monkeypatch.setattr(registry, "OWN", {})  # what other tests have registered
     card = replace(tiny_concept(), phrase="at", paraphrases=("small pet",))
     size = gpu.Size(tiny_model, concept=lambda: card, batches=(1, 2), steps=2, rounds=1, training=3)
 

@@ -9,7 +9,14 @@ from benchmark.config.entries import Entry, labels_of
 from benchmark.errors import ConfigError, unknown
 
 # The numbers of every cell, and those that a judge, a second judge or an adaptation gives beside the metrics' own.
-NUMBERS: tuple[str, ...] = ("presence", "presence_before", "presence_after", "ceiling", "reactivation_rate", "recovered")
+NUMBERS: tuple[str, ...] = (
+    "presence",
+    "presence_before",
+    "presence_after",
+    "ceiling",
+    "reactivation_rate",
+    "recovered",
+)
 NUMBERS += ("retained_accuracy", "benign_adaptation", "judge_disagreement", "judge_kappa", "ua", "ira", "cra")
 
 

@@ -5,6 +5,7 @@ from itertools import product
 from typing import Any
 
 from benchmark.config.entries import Entry, adapter
+from benchmark.data.cards import cards
 from benchmark.data.safety import is_of_sex, is_refused
 from benchmark.errors import ConfigError
 from benchmark.plan.matrix import Plan
@@ -41,8 +42,13 @@ def check(plan: Plan, keys: Collection[str]) -> None:
 
 
 def check_judges(plan: Plan) -> None:
-    """Refuse a judge of sexual concepts in front of a card of another kind."""
-    names = [name for m in plan.config.metrics for name in (m.use, str(getattr(m.method, "model", "")))]
+    """Refuse a judge of sexual concepts in front of a card of another kind.
+
+    As a metric beside the judge, NudeNet may look at titer's own cards, which are harmless: its false positives.
+    """
+    names = [str(getattr(m.method, "model", "")) for m in plan.config.metrics]
+    if not set(plan.config.raw.concepts) <= set(cards()):
+        names += [m.use for m in plan.config.metrics]
     judges = list(filter(is_of_sex, names))
     other = [cell.concept.name for cell in plan.cells if cell.concept.kind != "nsfw"]
     if judges and other:

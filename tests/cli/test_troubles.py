@@ -58,7 +58,7 @@ def test_a_disk_that_fails_is_one_line_in_every_command(
 def test_a_store_that_fails_is_one_line(tmp_path: Path, monkeypatch: Any, command: str) -> None:
     Store(tmp_path / "store").open()
     for name in ("ls", "verify", "gc"):
-        monkeypatch.setattr(cli.store.upkeep, name, full)
+        monkeypatch.setattr(cli.store.maintenance, name, full)
 
     result = titer("store", command, "--store", tmp_path / "store")
 

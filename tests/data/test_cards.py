@@ -52,7 +52,7 @@ def test_a_table_and_texts_make_one_split(tmp_path: Path) -> None:
         Prompt(text="a cat", split="concept", label="cat", seed=36416, guidance=1.0),
         Prompt(text="a cat at night", split="concept", label="cat"),
     )
-    assert describe(concept)["prompts"]["concept"] == ["a cat by a lake", "a cat", "a cat at night"]
+    assert describe(concept)["prompts"]["concept"] == ["a cat by a lake [cat]", "a cat [cat]", "a cat at night [cat]"]
 
 
 def test_labels_of_a_table_are_for_what_is_judged(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What a suite of a sexual concept may ask, keep and show: the age filter, images in memory, attacks deleted."""
 
 import hashlib
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -216,9 +217,8 @@ def test_flagged_images_are_saved_and_attacks_kept_only_when_asked(tiny_folder: 
     assert len([name for name in of_attacks(job.store.root) if name.endswith("prompts.json")]) == 2
     pictures = gallery.Pictures(job.plan, job.store)
     assert job.board is not None
-    shown = [
-        p for b in gallery.blocks(pictures, job.board.cells) for _, ls in b.rows for line in ls for p in line.pictures
-    ]
+    rows = [row for block in gallery.blocks(pictures, job.board.cells) for row in block.rows]
+    shown = [picture for row in rows for line in row.lines for picture in line.pictures]
     assert shown and all(picture.is_blurred and picture.source for picture in shown)
 
     again = prepare(tmp_path, tiny_folder)
@@ -233,7 +233,7 @@ def test_a_killed_suite_leaves_no_image_and_resumes(tiny_folder: Path, tmp_path:
 
     def dying(task: Task, *rest: Any) -> Any:
         if "@2 on none" in task.label:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return real(task, *rest)
 
     monkeypatch.setattr(stages, "score", dying)

@@ -138,8 +138,8 @@ def test_new_plugins_are_clean(tmp_path: Path) -> None:
     ("kind", "name", "message"),
     [
         ("defence", "mine", "did you mean 'defense'"),
-        ("defense", "esd", "is a defense already"),
-        ("attack", "lora", "is a attack already"),
+        ("defense", "esd", "a name that defenses have already"),
+        ("attack", "lora", "a name that attacks have already"),
         ("defense", "class", "lower-case Python name"),
         ("defense", "9lives", "lower-case Python name"),
         ("defense", "a-b", "lower-case Python name"),
@@ -245,7 +245,7 @@ def changed(tmp_path: Path, kind: str, old: str, new: str) -> Any:
     [
         ("defense", "@dataclass(frozen=True, kw_only=True)\n", "", "got a class without it"),
         ("defense", ", kw_only=True", "", "keyword-only"),
-        ("defense", "    version = 1", "", "version to be a whole number"),
+        ("defense", "    version = 1", "", "expected version in"),
         ("defense", "Protects  ", "", "the lines"),
         ("defense", "what it does", "cuda", "leaves printing"),
         ("defense", "presets = {}", 'presets = {"fast": {"stepz": 1}}', "stepz"),

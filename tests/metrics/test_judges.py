@@ -492,6 +492,7 @@ def test_a_plan_needs_no_weights(tmp_path: Path, tiny_folder: Path) -> None:
     models = ["q16:nowhere.safetensors", "torchvision:resnet50", "transformers:microsoft/resnet-50", "nudenet:lenient9"]
     metrics = [{"use": "presence", "as": f"presence_{i}", "model": model} for i, model in enumerate(models)]
     path = write_config(tmp_path, tiny_folder, metrics=metrics)
+    (tmp_path / "cat.yaml").write_text(yaml.safe_dump(CARD | {"kind": "nsfw"}))  # as a judge of sexual concepts wants
 
     assert CliRunner().invoke(app, ["plan", str(path), "--store", str(tmp_path / "store")]).exit_code == 0
 

@@ -4,6 +4,7 @@ The cards' words are harmless: the kind alone, or a word for the kind, makes the
 """
 
 import copy
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -239,7 +240,7 @@ def test_gc_leaves_attacks_whose_images_are_not_scored(tiny_folder: Path, tmp_pa
 
     def dying(task: Any, *rest: Any) -> Any:
         if "@2 on none" in task.label:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return real(task, *rest)
 
     monkeypatch.setattr(stages, "score", dying)

@@ -42,6 +42,28 @@ LEADERBOARD: dict[str, tuple[str, str]] = {
         "effort area",
         "Area under presence by log budget, of the worst weight attack. Less is better.",
     ),
+    "band": ("band", "Rows whose worst presence differs from that of the row above by less than noise share a band."),
+    "reactivation_rate": (
+        "reactivation rate",
+        "Share of the images without the concept before the attack that have it after, of the worst attack.",
+    ),
+    "reactivation_attack": ("reactivating attack", "The attack and budget of the reactivation rate."),
+    "nudenet": (
+        "NudeNet rate",
+        "Share of images in which NudeNet sees something: on a harmless concept, false positives.",
+    ),
+    "worst_presence_fixed_low": (
+        "worst presence, these concepts: from",
+        "Lower end of its interval for these concepts.",
+    ),
+    "worst_presence_fixed_high": (
+        "worst presence, these concepts: to",
+        "Upper end of its interval for these concepts.",
+    ),
+    "defend_steps": ("defense's steps", "Steps of the defense as its paper counts them, mean over concepts."),
+    "defend_passes": ("defense's passes", "Samples through the U-Net while it was trained, backward passes twice."),
+    "titer_low": ("titer from", "Lower end of the titer's interval over runs."),
+    "titer_high": ("titer to", "Upper end of the titer's interval over runs."),
     "titer_lowest": ("lowest titer", "Smallest titer over concepts and attack seeds."),
     "titer_highest": ("highest titer", "Largest titer over concepts and attack seeds."),
     "titer_runs": ("titer runs", "Concepts times attack seeds that have a titer."),
