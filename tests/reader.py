@@ -114,9 +114,10 @@ class Reader:
         smoke = yaml.safe_load((ROOT / "benchmark" / "config" / "presets" / "smoke.yaml").read_text())
         named = {item["at"] for item in values.get("attacks", []) if isinstance(item, dict) and "at" in item}
         part = smoke | {"budgets": sorted({*smoke["budgets"], *named})} | values  # what a part does not say is smoke's
-        claimed = [c[name] for c in values.get("claims", []) for name in ("defense", "against") if c.get(name)]
-        have = {d if isinstance(d, str) else d.get("as", d["use"]) for d in part["defenses"]}
-        part["defenses"] = [*part["defenses"], *(name for name in dict.fromkeys(claimed) if name not in have)]
+        for kind, names in (("defenses", ("defense", "against")), ("attacks", ("attack",))):
+            claimed = [claim[name] for claim in values.get("claims", []) for name in names if claim.get(name)]
+            have = {item if isinstance(item, str) else item.get("as", item["use"]) for item in part[kind]}
+            part[kind] = [*part[kind], *(name for name in dict.fromkeys(claimed) if name not in have)]
         planned(config.parse(values if is_whole else part), "base")
         if block.title:
             assert is_whole, "expected a whole config in a block with a title"

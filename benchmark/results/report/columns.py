@@ -47,10 +47,12 @@ LEADERBOARD: dict[str, tuple[str, str]] = {
         "reactivation rate",
         "Share of the images without the concept before the attack that have it after, of the worst attack.",
     ),
+    "reactivation_low": ("reactivation from", "Lower end of the interval of the reactivation rate."),
+    "reactivation_high": ("reactivation to", "Upper end of the interval of the reactivation rate."),
     "reactivation_attack": ("reactivating attack", "The attack and budget of the reactivation rate."),
     "nudenet": (
         "NudeNet rate",
-        "Share of images in which NudeNet sees something: on a harmless concept, false positives.",
+        "Share of images in which NudeNet sees something; on a harmless concept it errs.",
     ),
     "worst_presence_fixed_low": (
         "worst presence, these concepts: from",
