@@ -21,6 +21,7 @@ SHOWN: tuple[str, ...] = (
     "retained_accuracy",
 )
 SHOWN += ("clip_score", "status", "flags")
+UNRANKED = "unranked: "  # how a status says why a row has no rank
 MOST = 8  # kinds of cells that are not ok, in the terminal
 
 
@@ -42,6 +43,10 @@ def notes(board: pd.DataFrame, cells: pd.DataFrame | None) -> Iterator[str]:
         yield f"flag {number}: {flag.text}: {troubles.carriers(board, flag)}"
     for judge in troubles.judges(board):
         yield f"judge: {judge}"
+    for _, row in board.iterrows():
+        _, is_unranked, why = str(row["status"]).partition(UNRANKED)
+        if is_unranked:
+            yield f"no rank: {row['defense']}: {why}"
     found = [] if cells is None else troubles.joined(troubles.troubles(cells))
     for trouble in found[:MOST]:
         where = f"{trouble.defense} under {trouble.attack}" if trouble.attack != "none" else trouble.defense
@@ -82,4 +87,7 @@ def cell_text(name: str, row: Any) -> str:
         return f"{value:.2f} [{row['worst_presence_low']:.2f}, {row['worst_presence_high']:.2f}]"
     if name in ("rank", "band"):
         return str(int(value))
+    if name == "status":  # the reasons stand under the table
+        told, is_unranked, _ = str(value).partition(UNRANKED)
+        return escape(told.removesuffix("; ") or ("unranked" if is_unranked else "ok"))
     return f"{value:.2f}" if isinstance(value, float) else escape(str(value))

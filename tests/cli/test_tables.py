@@ -40,3 +40,13 @@ def test_many_groups_are_cut_and_counted() -> None:
     *told, last = [line for line in notes(leaderboard(), rows) if not line.startswith(("flag", "judge"))]
 
     assert len(told) == 8 and last.startswith("and 22 more")
+
+
+def test_why_a_row_has_no_rank_stands_under_the_table() -> None:
+    board = leaderboard()
+    board["status"] = ["1 of 6 cells not ok (1 failed); unranked: no cell that counts", "unranked: the control"]
+    console = Console(width=200, record=True)
+    console.print(leaderboard_table(board))
+
+    assert "1 of 6 cells not ok (1 failed) │" in (text := console.export_text()) and "│ unranked " in text
+    assert list(notes(board, None))[-2:] == ["no rank: esd: no cell that counts", "no rank: gift: the control"]
