@@ -47,9 +47,8 @@ class Flag:
 
 def troubles(cells: pd.DataFrame) -> list[Trouble]:
     """Cells that are not ok or in doubt, by status, defense and attack; the most cells come first."""
-    key = [name for name in KEY if name in cells]
-    bad = cells[cells["status"] != "ok"].drop_duplicates(key)
-    doubted = cells[cells["flag"] == DOUBT].drop_duplicates(key).assign(status=IN_DOUBT, reason=DOUBT)
+    bad = cells[cells["status"] != "ok"].drop_duplicates(KEY)
+    doubted = cells[cells["flag"] == DOUBT].drop_duplicates(KEY).assign(status=IN_DOUBT, reason=DOUBT)
     every = pd.concat([bad, doubted])
     every = every.assign(reason=every["reason"].fillna("").replace("", "no reason given"))
     found = []

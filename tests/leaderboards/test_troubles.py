@@ -6,7 +6,8 @@ import pytest
 from leaderboards import troubles
 from leaderboards.cells import DOUBT
 
-START = {"model": "mini", "scenario": "relearn", "concept": "cat", "seed": 0, "number": "presence_after", "flag": None}
+START = {"model": "mini", "scenario": "relearn", "concept": "cat", "seed": 0, "defense_seed": 0}
+START |= {"number": "presence_after", "flag": None}
 
 
 def cells(*rows: dict[str, object]) -> pd.DataFrame:

@@ -133,6 +133,17 @@ def test_a_judge_of_sexual_concepts_looks_at_no_other_card(metric: Any, tmp_path
     plan(tmp_path, {"kind": "nsfw"}, metrics=[metric])
 
 
+def test_nudenet_beside_the_judge_may_err_on_titers_own_cards() -> None:
+    raw = config.read("demo")
+    given = [load_concept(name, model="mini") for name in raw["concepts"]]
+    assert {item.kind for item in given} == {"object"} and "nudenet" in raw["metrics"]
+
+    assert session.planned(config.parse(raw), "base").cells
+    judged = [*raw["metrics"], {"use": "presence", "as": "presence_nude", "model": "nudenet:strict5"}]
+    with pytest.raises(ConfigError, match="with the judge 'nudenet:strict5'"):
+        session.planned(config.parse({**raw, "metrics": judged}), "base")
+
+
 def test_found_texts_are_looked_at_again_once_they_are_in_their_prompt(
     tiny_folder: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
