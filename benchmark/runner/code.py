@@ -6,7 +6,7 @@ It is kept beside the result. Where it differs from what is there now, the resul
 not computed again, for most edits change no number. Only the author knows: raise `version`, or trust it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from benchmark.plan.matrix import Plan
 from benchmark.plan.task import Task
 from benchmark.store.files import sha256
 
+Source = Callable[[PluginKind, str], Path | None]
 KINDS: dict[str, PluginKind] = {"defend": "defense", "attack": "attack", "score": "metric"}
 
 
@@ -57,11 +58,11 @@ def pin(plan: Plan) -> None:
             code_hash(file)
 
 
-def code_of(task: Task) -> dict[str, str]:
+def code_of(task: Task, source: Source | None = None) -> dict[str, str]:
     """The hash of each plug-in of a task, and of each file that its fields name and its key does not hold."""
     found = {}
     for kind, name in plugins(task):
-        file = source_of(kind, name)
+        file = (source or source_of)(kind, name)
         if file is not None and file.is_file():
             found[f"{kind} {name}"] = code_hash(file)
     if task.kind in KINDS:
@@ -96,8 +97,9 @@ def files_in(value: Any) -> Iterator[Path]:
 def changed(plan: Plan, notes: Mapping[str, Mapping[str, str]]) -> list[Changed]:
     """What is not as it was when results were made; `notes` are what was kept with them, by key."""
     found: dict[str, list[str]] = {}
+    source = cache(source_of)  # it lists folders and entry points, and a plan has few plug-ins but many tasks
     for key, before in notes.items():
-        now = code_of(plan.tasks[key])
+        now = code_of(plan.tasks[key], source)
         for what in before.keys() & now.keys():
             if before[what] != now[what]:
                 found.setdefault(what, []).append(key)
