@@ -31,7 +31,7 @@ def plan(source: Source, only: Only = "", store: StoreAt = Path("store"), as_jso
 
 def show_plan(job: Any, as_json: bool) -> None:
     """Print counts of tasks and passes."""
-    facts = job.facts()
+    facts = job.facts() | job.reading()
     tell(facts, plan_lines(facts, has_weights=job.folder is not None), as_json=as_json)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +72,6 @@ class Session:
             folder=self.folder,
         )
 
-    @cached_property
-    def cut(self) -> dict[str, int]:
-        """The prompts that the base cannot read whole, with their numbers of tokens; needs its tokenizer only."""
-        return self.ran.cut
-
     def changed(self) -> list[Changed]:
         """What is not as it was when the results in the store were made: code of plug-ins, files in their fields."""
         return changed(self.plan, self.ran.look().codes)
@@ -105,11 +99,14 @@ class Session:
             "passes": self.plan.passes,
             "requested_passes": self.plan.requested,
             "skipped": [vars(skip) for skip in self.plan.skipped],
-            "cut_prompts": len(self.cut),
-            "longest_prompt": max(self.cut.values(), default=None),
             "pictures": self.pictures,
             "left_out": sorted({line for cell in self.plan.cells for line in cell.concept.left_out}),
         }
+
+    def reading(self) -> dict[str, Any]:
+        """How many prompts the base cannot read whole. May load its tokenizer, which takes seconds."""
+        cut = self.ran.cut
+        return {"cut_prompts": len(cut), "longest_prompt": max(cut.values(), default=None)}
 
     def run(
         self,

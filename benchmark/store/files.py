@@ -1,9 +1,7 @@
-"""Files that are there whole or not at all, what they hold, and locks on them."""
+"""Files that are there whole or not at all, and what they hold."""
 
 import errno
-import fcntl
 import hashlib
-import logging
 import os
 import shutil
 import stat
@@ -11,29 +9,13 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # the last of some FUSE file systems
 NOWAIT = getattr(os, "O_NONBLOCK", 0)
 BLOCK = 2**20
-
-log = logging.getLogger(__name__)
 
 
 def empty(folder: Path) -> bool:
     """True for a folder that holds nothing but what a killed `write_whole` left."""
     return not any(not (p.name.startswith(".") and ".json." in p.name) for p in folder.iterdir())
-
-
-def flock(handle: int, how: int) -> bool:
-    """Take a lock now, or say no; True also where the file system has none."""
-    try:
-        fcntl.flock(handle, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in LOCKLESS:
-            raise
-        log.warning("this file system has no locks: runs at the same time may compute a result twice")
-    return True
 
 
 def describe(folder: Path) -> dict[str, dict[str, Any]]:

@@ -29,8 +29,12 @@ def results(root: Path, *, through_links: bool) -> list[Path]:
 
 def leftovers(root: Path) -> list[Path]:
     """What a killed process may have left beside the results; nothing behind a link."""
-    locks = [path for kind in KINDS for path in named(root / kind, LOCK, through_links=False)]
-    return [*named(root / TEMPORARY, ASIDE, through_links=False), *locks]
+    return [*named(root / TEMPORARY, ASIDE, through_links=False), *locks(root)]
+
+
+def locks(root: Path) -> list[Path]:
+    """The locks of results; nothing behind a link."""
+    return [path for kind in KINDS for path in named(root / kind, LOCK, through_links=False)]
 
 
 def named(folder: Path, pattern: re.Pattern[str], *, through_links: bool) -> Iterator[Path]:

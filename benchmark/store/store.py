@@ -8,16 +8,13 @@ Nothing is ever unpickled. A folder without its marker is unfinished work of a k
 a result with a file that is missing, truncated or altered, and one under the name of another. `has` compares sizes
 and times, reads small files once, and a large one when its time differs; `maintenance.verify` reads all.
 
-Locks are `flock`: the system releases them when their owner dies. On NFS they hold between hosts only where the
-mount supports them (Linux 2.6.12 or newer, without `local_lock`); where they do not exist two runs may compute a
-result twice, but the first to finish stays: results are moved in place whole.
+Where there are no locks two runs may compute a result twice, but the first to finish stays: results are moved in
+place whole.
 """
 
 import fcntl
 import json
-import logging
 import os
-import socket
 import stat
 import uuid
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -30,7 +27,8 @@ from safetensors import SafetensorError
 from benchmark.errors import FolderError, StoreError
 from benchmark.plan.gc_pause import uncollected
 from benchmark.store import names
-from benchmark.store.files import contents, describe, discard, empty, flock, sha256, share, sync, write_whole
+from benchmark.store.files import contents, describe, discard, empty, sha256, share, sync, write_whole
+from benchmark.store.locks import UNKNOWN, flock, holder, locked
 from benchmark.store.marker import FILES, digest, is_identity_of, is_of, is_sealed, recorded
 
 MARKER = "done.json"
@@ -38,8 +36,6 @@ OWNER = "titer-store.json"
 SMALL = 2**16  # bytes of a file that is read before it is believed: scores, losses, prompts
 AGAIN = "the next run computes it again"
 DECODER = json.JSONDecoder()
-
-log = logging.getLogger(__name__)
 
 
 class Store:
@@ -124,44 +120,24 @@ class Store:
     def lock(self, key: str) -> Iterator[bool]:
         """Lock one result against other processes while it is computed; False when another holds it.
 
-        The file says who for people; the lock is the system's. Look again with `has` once it is held.
+        Look again with `has` once it is held.
         """
-        path = self.beside(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            if not flock(handle, fcntl.LOCK_EX):
-                os.close(handle)
-                yield False
-                return
-            with suppress(FileNotFoundError):  # its last owner may have removed it between open and flock
-                if os.path.samestat(os.fstat(handle), path.stat()):
-                    break
-            os.close(handle)
-        try:
-            os.truncate(handle, 0)
-            os.write(handle, f"{os.getpid()} on {socket.gethostname()}".encode())
-            yield True
-        finally:
-            path.unlink(missing_ok=True)
-            os.close(handle)
+        with locked(self.beside(key)) as ours:
+            yield ours
 
     def abandoned(self, keys: Container[str]) -> list[str]:
         """Those of many keys whose lock a dead process left behind; the locks are removed."""
         found = []
-        for path in sorted(self.root.glob("*/*.lock")):
+        for path in names.locks(self.root):
             key = str(path.relative_to(self.root)).removesuffix(".lock")
-            if key in keys and self.locker(key) != "unknown":
+            if key in keys and self.locker(key) != UNKNOWN:
                 with self.lock(key) as ours:
                     found += [key] if ours and not self.has(key) else []
         return found
 
     def locker(self, key: str) -> str:
         """Who computes a result, for people: process and host."""
-        try:
-            return self.beside(key).read_text() or "unknown"
-        except OSError:
-            return "unknown"
+        return holder(self.beside(key))
 
     def beside(self, key: str) -> Path:
         """The lock file of a result."""

@@ -251,15 +251,16 @@ def test_a_second_ctrl_c_ends_the_process_whatever_it_does() -> None:
 
 def test_the_task_that_a_process_died_at_is_named_at_the_next_start(tmp_path: Path) -> None:
     store = Store(tmp_path / "store").open()
-    for key in ("score/dead", "score/running", "score/other"):
+    dead, running = (f"score/{name}-{32 * '0'}" for name in ("dead", "running"))
+    for key in (dead, running, f"score/other-{32 * '0'}"):
         store.beside(key).parent.mkdir(exist_ok=True)
         store.beside(key).write_text("1 on elsewhere")
-    with store.lock("score/running"):
-        found = store.abandoned({"score/dead", "score/running"})
+    with store.lock(running):
+        found = store.abandoned({dead, running})
 
-    assert found == ["score/dead"]
-    assert not store.beside("score/dead").exists()
-    assert store.abandoned({"score/dead"}) == []
+    assert found == [dead]
+    assert not store.beside(dead).exists()
+    assert store.abandoned({dead}) == []
 
 
 def test_examples_are_a_methods_own(tiny_folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from benchmark.cli import app
 from benchmark.errors import FolderError, StoreError
 from benchmark.plan.task import canonical
-from benchmark.store import Store
+from benchmark.store import Store, locks
 from benchmark.store import marker as markers
 from benchmark.store import store as stores
 from benchmark.store.maintenance import gc, repair, verify
@@ -302,7 +302,7 @@ def test_a_lock_is_held_once_and_leaves_no_file(store: Store) -> None:
 
 def test_a_lock_file_that_was_replaced_is_not_the_lock(store: Store, monkeypatch: Any) -> None:
     """Its owner removed it after we had opened it, and a third made a new one: we must look again."""
-    path, real, calls = store.beside(KEY), stores.flock, []
+    path, real, calls = store.beside(KEY), locks.flock, []
 
     def late(handle: int, how: int) -> bool:
         calls.append(handle)
@@ -311,7 +311,7 @@ def test_a_lock_file_that_was_replaced_is_not_the_lock(store: Store, monkeypatch
             path.write_text("a third")
         return real(handle, how)
 
-    monkeypatch.setattr(stores, "flock", late)
+    monkeypatch.setattr(locks, "flock", late)
     with store.lock(KEY) as got:
         assert got
         assert len(calls) == 2
