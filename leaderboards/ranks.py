@@ -6,7 +6,8 @@ removal  in `relearn`, less presence before any attack than the base, by the who
 
 The fullest set is the largest that a defense met; of several as large, the one that most defenses met. If that is not
 one set either, nobody met all that others did. An attack that a config aims at certain defenses, as the training of a
-decoder at those that changed it, is not part of it. What was planned counts as met; what was lost is another reason.
+decoder at those that changed it, is not part of it; where a config aims every attack, all are, since nothing else tells
+that rows are alike. What was planned counts as met; what was lost is another reason.
 
 Ranks go by worst_presence, then effort_area, then retained_accuracy. Neighbours whose worst presence does not differ,
 for these concepts and after Holm's correction, share a band.
@@ -15,6 +16,7 @@ for these concepts and after Holm's correction, share a band.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -47,9 +49,19 @@ class Group:
         """The rows of defenses."""
         return [row for row in self.rows if row.names["defense"] != CONTROL]
 
+    def met(self, row: Row) -> Met:
+        """What a row was to meet: concept, attack and budget of its attacked cells, but for attacks aimed at a few."""
+        cells = row.cells[(row.cells["budget"] > 0) & ~(row.cells["aimed"] & self.is_any_for_all)]
+        return frozenset(cells[["concept", "attack", "budget"]].itertuples(index=False, name=None))
+
+    @cached_property
+    def is_any_for_all(self) -> bool:
+        """Whether there is an attack that is not aimed at certain defenses."""
+        return any(bool(((row.cells["budget"] > 0) & ~row.cells["aimed"]).any()) for row in self.defended)
+
     def fullest(self) -> Met:
         """The set of attacks and budgets that a row must have met."""
-        counts = Counter(met(row) for row in self.defended)
+        counts = Counter(self.met(row) for row in self.defended)
         if not counts:
             return frozenset()
         most = max((len(own), times) for own, times in counts.items())
@@ -62,7 +74,7 @@ class Group:
         if not row.worst.arm:
             return ["no cell that counts"]
         found = [f"nothing known of {', '.join(row.untold)}"] if row.untold else []
-        if lacking := sorted({attack for _, attack, _ in self.fullest() - met(row)}):
+        if lacking := sorted({attack for _, attack, _ in self.fullest() - self.met(row)}):
             named = ", ".join(lacking[:NAMED]) + f" and {len(lacking) - NAMED} more" * (len(lacking) > NAMED)
             found.append(f"did not meet all of {named}")
         return [*found, *self.lost(row), *self.unremoved(row)]
@@ -110,12 +122,6 @@ class Group:
         pair = table["defense_a"].isin([one, other]) & table["defense_b"].isin([one, other])
         p = table.loc[pair & (table["number"] == "worst_presence"), "p_fixed_holm"]
         return bool((p < ALPHA).any())
-
-
-def met(row: Row) -> Met:
-    """What the row was to meet: concept, attack and budget of its attacked cells, but for attacks aimed at a few."""
-    cells = row.cells[(row.cells["budget"] > 0) & ~row.cells["aimed"]]
-    return frozenset(cells[["concept", "attack", "budget"]].itertuples(index=False, name=None))
 
 
 def ranked(board: pd.DataFrame, rows: Sequence[Row], comparisons: pd.DataFrame, floor: float) -> pd.DataFrame:

@@ -94,6 +94,15 @@ def test_an_attack_aimed_at_certain_defenses_is_not_asked_of_the_others() -> Non
     assert row(aimed, "imma")["rank"] == 1
 
 
+def test_rows_are_not_ranked_on_unlike_attacks_because_each_is_aimed() -> None:
+    scores, cells, costs = frames("esd", "imma")
+    cells = cells[~where(cells, defense="imma", attack="inversion")].assign(aimed=True)
+    board = make((scores, cells, costs))
+
+    assert row(board, "esd")["rank"] == 1
+    assert row(board, "imma")["status"] == "unranked: did not meet all of inversion"
+
+
 def test_rank_by_worst_presence_then_effort_area_then_retained_accuracy() -> None:
     scores, cells, costs = frames("esd", "imma", "gift")  # esd and gift reach 0.8, gift at once
     board = make((scores, cells, costs)).leaderboard
