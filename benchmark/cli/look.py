@@ -45,6 +45,8 @@ def plan_lines(facts: Mapping[str, Any], *, has_weights: bool) -> Iterator[str]:
     yield f"about {facts['passes']:,} U-Net passes in all; separate scripts would spend {facts['requested_passes']:,}"
     for label, count in facts["pictures"].items():
         yield f"{escape(label)}: {count} pictures of yours"
+    for line in facts["given_up"]:
+        yield escape(line)
     for line in facts["left_out"]:
         yield f"left out of {escape(line)}"
     if facts["cut_prompts"]:

@@ -109,7 +109,7 @@ def run(
             return
         if trust_version:
             job.trust()
-        warn_changed(job)
+        warn(job)
         from benchmark.runner.limits import each_task
         from benchmark.runner.progress import Bars
 
@@ -132,10 +132,10 @@ def run(
     conclude(job, job.out, counts, reasons, quiet=quiet, as_json=as_json)
 
 
-def warn_changed(job: Any) -> None:
-    """Say which results are of other code than is there now, one line for each method or file."""
-    for one in job.changed():
-        err.print(f"[yellow]warning[/]: {escape(one.told)}")
+def warn(job: Any) -> None:
+    """Say what the tables cannot tell, and which results are of other code than is there now, a line for each."""
+    for said in (*job.plan.config.given_up, *(one.told for one in job.changed())):
+        err.print(f"[yellow]warning[/]: {escape(said)}")
 
 
 def conclude(
@@ -175,7 +175,7 @@ def score(
         Store(store).existing()
         config = rescore.with_metrics(chosen(source, only), metric or [])
         job = session.prepare(config, source=source, out=out_folder, store=store, weights="cached")
-        warn_changed(job)
+        warn(job)
         with Bars(err, [task for task in job.left if task.kind in ("embed", "score")]) as bars:
             done = job.score(bars, batch=batch)
     show_board(job, job.out)

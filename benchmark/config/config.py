@@ -152,6 +152,17 @@ class Config:
     adaptation: Adaptation | None = None
     tuned_by: tuple[Entry, ...] = ()
 
+    @property
+    def given_up(self) -> tuple[str, ...]:
+        """What the tables cannot tell for want of a metric, a line each."""
+        if any(entry.use == "clip_score" for entry in self.metrics):
+            return ()
+        told = (
+            "without clip_score nothing tells that images of other things fell apart: no cell is `collapsed`, and the "
+            "utility that a rank asks for is retained accuracy alone; add it to metrics"
+        )
+        return (told,)
+
 
 def presets() -> list[str]:
     """The names of the configs that ship with titer."""

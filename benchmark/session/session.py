@@ -100,6 +100,7 @@ class Session:
             "requested_passes": self.plan.requested,
             "skipped": [vars(skip) for skip in self.plan.skipped],
             "pictures": self.pictures,
+            "given_up": list(self.plan.config.given_up),
             "left_out": sorted({line for cell in self.plan.cells for line in cell.concept.left_out}),
         }
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -12,6 +13,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from benchmark.cli import app
+from benchmark.cli.run import warn
+from benchmark.config.config import load
 from benchmark.model import bases
 from tests.runs import write_config
 
@@ -266,6 +269,21 @@ def test_what_is_left_out_is_said_once_for_all_defenses(tiny_folder: Path, tmp_p
     lines = [line for line in titer("plan", config, "--store", tmp_path / "s").stdout.splitlines() if "skipped" in line]
 
     assert lines == ["  skipped lora on cat (6 defenses): the config has no budgets"]
+
+
+def test_a_config_without_a_clip_score_is_told_what_it_gives_up(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge = {"use": "presence", "model": "mini:judge"}
+    bare = write_config(tmp_path / "bare", tiny_folder, metrics=[judge])
+    full = write_config(tmp_path / "full", tiny_folder)
+    told = {config: titer("plan", config, "--store", tmp_path / "s").stdout for config in (bare, full)}
+
+    assert "without clip_score nothing tells that images of other things fell apart" in told[bare]
+    assert "without clip_score" not in told[full]
+    job = SimpleNamespace(plan=SimpleNamespace(config=load(str(bare))), changed=list)
+    warn(job)
+    assert "without clip_score" in capsys.readouterr().err
 
 
 def test_a_board_as_json_is_one_object(done: tuple[Path, list[object], Result]) -> None:
