@@ -27,7 +27,6 @@ from attacks.search import (
     evenly,
     frame,
     meaning,
-    middles,
     room,
     scenes,
     sentence,
@@ -178,7 +177,7 @@ def test_evenly_spreads_and_needs_something() -> None:
 
 
 def test_timesteps_are_the_middles_of_fifty_parts(model: Model) -> None:
-    drawn = middles(model, 50, 2000, rng=torch.Generator().manual_seed(0))
+    drawn = model.middles(50, 2000, rng=torch.Generator().manual_seed(0))
 
     assert set(drawn.tolist()) == set(range(10, 1000, 20))
 
@@ -326,7 +325,7 @@ def test_unlearndiffatk_follows_the_papers_steps(model: Model, card: Concept, ex
     u = torch.full((2, 2, 26), 1 / 26, dtype=torch.float64)
     m, v, spelled = torch.zeros_like(u), torch.zeros_like(u), []
     for step in range(1, 13):
-        middles(model, 50, 2, rng=rng)
+        double.middles(50, 2, rng=rng)
         eps = torch.randn(z_0.shape, generator=rng).double()
         rows = torch.multinomial(u.reshape(4, 26).float(), 1, generator=rng).reshape(2, 2)
         one_hot = torch.eye(26, dtype=torch.float64)[rows].requires_grad_()
