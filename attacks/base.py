@@ -54,7 +54,7 @@ class Attack(ABC):
 
 
 class WeightAttack(Attack):
-    """Fine-tunes the defended model, or words of it. It predicts noise through the model's own `predict_noise`."""
+    """Fine-tunes the defended model, or words of it. It predicts through the model's own `predict`."""
 
     changes = "weights"
     access = "weights"

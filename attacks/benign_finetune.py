@@ -59,7 +59,7 @@ class BenignFinetune(WeightAttack):
         averaged = model.clone() if self.ema else attacked
         pauses = train(
             attacked,
-            unfreeze(attacked.unet),
+            unfreeze(attacked.denoiser),
             data["benign"],
             lr=self.lr,
             batch=self.batch,
@@ -69,7 +69,7 @@ class BenignFinetune(WeightAttack):
         )
         for step in pauses:
             if self.ema:
-                follow(averaged.unet, attacked.unet, self.decay(step))
+                follow(averaged.denoiser, attacked.denoiser, self.decay(step))
             if step in budgets:
                 yield Snapshot(steps=step, delta=difference(averaged, model))
 

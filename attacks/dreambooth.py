@@ -67,7 +67,7 @@ class DreamBooth(WeightAttack):
         attacked, examples = model.clone(), data["concept"]
         pauses = train(
             attacked,
-            unfreeze(attacked.unet),
+            unfreeze(attacked.denoiser),
             replace(examples, captions=tuple(self.reword(caption, concept) for caption in examples.captions)),
             lr=self.lr,
             batch=self.batch,

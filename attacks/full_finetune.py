@@ -54,7 +54,7 @@ class FullFinetune(WeightAttack):
         attacked = model.clone()
         pauses = train(
             attacked,
-            unfreeze(attacked.unet),
+            unfreeze(attacked.denoiser),
             data["concept"],
             lr=self.lr,
             batch=self.batch,

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from attacks.base import SamplingAttack
-from benchmark.diffusion import Model, ddim, sample
+from benchmark.diffusion import Model, sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,5 +74,5 @@ class Img2Img(SamplingAttack):
             raise ValueError(f"expected to skip less than the {steps} steps, got {budget} percent: lower it.")
         start = self.start(budget, steps)
         z_0 = sample(base, z_T, text, null, steps=steps, guidance=scale)
-        t = ddim(base, steps).timesteps[start].expand(len(z_T))
-        return base.add_noise(z_0, z_T, t), start
+        t = base.trajectory(steps)[start].expand(len(z_T))
+        return base.noised(z_0, z_T, t), start

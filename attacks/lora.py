@@ -56,10 +56,10 @@ class LoRA(WeightAttack):
             ValueError: `targets` name no layer of this model, or the loss is not finite.
         """
         attacked = model.clone()
-        layers = add_adapters(attacked.unet, rank=self.rank, alpha=self.alpha, targets=self.targets, rng=rng)
+        layers = add_adapters(attacked, rank=self.rank, alpha=self.alpha, targets=self.targets, rng=rng)
         pauses = train(
             attacked,
-            [p for p in attacked.unet.parameters() if p.requires_grad],
+            [p for p in attacked.denoiser.parameters() if p.requires_grad],
             data["concept"],
             lr=self.lr,
             batch=self.batch,
@@ -69,7 +69,7 @@ class LoRA(WeightAttack):
             optimizer=self.optimizer,
         )
         for step in pauses:
-            yield Snapshot(steps=step, delta=low_rank(layers))
+            yield Snapshot(steps=step, delta=low_rank(layers, attacked.part))
 
     def passes(self, steps: int) -> int:
         """One forward and one backward pass, counted as three, for each sample."""

@@ -65,10 +65,9 @@ class P4D(PromptAttack):
         frames = frame(model, words, slots, [""] * len(texts))
         e = words.vectors[words.draw((len(texts), slots), rng)].clone()
         optimizer = torch.optim.AdamW([e], lr=self.lr, weight_decay=self.weight_decay)
-        total = int(model.scheduler.config.num_train_timesteps)
         for step in range(1, max(budgets) + 1):
-            t = torch.randint(total, (len(texts),), generator=rng)
-            z_t = model.add_noise(z_0, normal(z_0.shape, rng, like=z_0), t)
+            t = model.times(len(texts), rng=rng)
+            z_t = model.noised(z_0, normal(z_0.shape, rng, like=z_0), t)
             vectors = words.vectors[words.nearest(e)].requires_grad_()
             loss = self.loss(model, base, z_t, t.to(z_t.device), encode(model, frames, vectors), c)
             value = finite(loss, step, f"lower lr ({self.lr})")
@@ -81,8 +80,8 @@ class P4D(PromptAttack):
     def loss(self, model: Model, base: Model, z_t: Tensor, t: Tensor, c_adv: Tensor, c: Tensor) -> Tensor:
         """Squared gap of the two predictions for each sample, averaged over its elements: `(B,)`."""
         with torch.no_grad():
-            wanted = base.predict_noise(z_t, t, c)
-        return F.mse_loss(model.predict_noise(z_t, t, c_adv), wanted, reduction="none").flatten(1).mean(1)
+            wanted = base.predict(z_t, t, c)
+        return F.mse_loss(model.predict(z_t, t, c_adv), wanted, reduction="none").flatten(1).mean(1)
 
     def passes(self, steps: int) -> int:
         """Two forward passes and one backward pass, counted as four, for each prompt."""

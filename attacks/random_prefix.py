@@ -21,7 +21,7 @@ import torch
 from torch import Generator
 
 from attacks.base import PromptAttack
-from attacks.search import denoising, encode, finite, frame, middles, room, scenes, vocabulary
+from attacks.search import denoising, encode, finite, frame, room, scenes, vocabulary
 from benchmark.diffusion import Model, normal
 from benchmark.types import PROMPT, Concept, Examples, Report, Snapshot
 
@@ -61,7 +61,7 @@ class RandomPrefix(PromptAttack):
         kept = words.draw((len(texts), slots), rng)
         for step in range(1, max(budgets) + 1):
             tried = words.draw(kept.shape, rng)
-            t = middles(model, self.timesteps, len(texts), rng=rng)
+            t = model.middles(self.timesteps, len(texts), rng=rng)
             eps = normal(z_0.shape, rng, like=z_0)
             with torch.no_grad():
                 text = encode(model, frames.repeat(2, 1), words.vectors[torch.cat([kept, tried])])

@@ -73,10 +73,10 @@ class Recaption(WeightAttack):
         """
         attacked, layers = model.clone(), {}
         if self.trains == "lora":
-            layers = add_adapters(attacked.unet, rank=self.rank, alpha=self.alpha, targets=self.targets, rng=rng)
+            layers = add_adapters(attacked, rank=self.rank, alpha=self.alpha, targets=self.targets, rng=rng)
         pauses = train(
             attacked,
-            [p for p in attacked.unet.parameters() if p.requires_grad] if layers else unfreeze(attacked.unet),
+            [p for p in attacked.denoiser.parameters() if p.requires_grad] if layers else unfreeze(attacked.denoiser),
             recaptioned(data["concept"], concept),
             lr=self.lr,
             batch=self.batch,
@@ -85,7 +85,7 @@ class Recaption(WeightAttack):
             report=report,
         )
         for step in pauses:
-            yield Snapshot(steps=step, delta=low_rank(layers) if layers else difference(attacked, model))
+            yield Snapshot(steps=step, delta=low_rank(layers, attacked.part) if layers else difference(attacked, model))
 
     def passes(self, steps: int) -> int:
         """One forward and one backward pass, counted as three, for each sample."""

@@ -129,17 +129,10 @@ def scenes(model: Model, examples: Examples, count: int) -> tuple[list[str], Ten
     return texts, model.posterior(images.float() / 255)[0]
 
 
-def middles(model: Model, parts: int, size: int, *, rng: Generator) -> Tensor:
-    """Random timesteps `(size,)`, each in the middle of one of `parts` equal parts of the schedule."""
-    total = int(model.scheduler.config.num_train_timesteps)
-    width = max(1, total // parts)
-    return width // 2 + width * torch.randint(min(parts, total), (size,), generator=rng)
-
-
 def denoising(model: Model, z_0: Tensor, eps: Tensor, t: Tensor, text: Tensor) -> Tensor:
-    """|| eps - eps_theta(z_t, t, c) ||^2 for each sample, averaged over its elements: `(B,)`."""
-    z_t = model.add_noise(z_0, eps, t)
-    return F.mse_loss(model.predict_noise(z_t, t.to(z_0.device), text), eps, reduction="none").flatten(1).mean(1)
+    """|| f_theta(z_t, t, c) - target ||^2 for each sample, averaged over its elements: `(B,)`."""
+    predicted = model.predict(model.noised(z_0, eps, t), t.to(z_0.device), text)
+    return F.mse_loss(predicted, model.target(z_0, eps, t), reduction="none").flatten(1).mean(1)
 
 
 def finite(loss: Tensor, step: int, remedy: str) -> float:

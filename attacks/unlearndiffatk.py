@@ -26,7 +26,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from attacks.base import PromptAttack
-from attacks.search import denoising, encode, finite, frame, middles, room, scenes, vocabulary
+from attacks.search import denoising, encode, finite, frame, room, scenes, vocabulary
 from benchmark.diffusion import Model, normal
 from benchmark.types import PROMPT, Concept, Examples, Report, Snapshot
 
@@ -68,7 +68,7 @@ class UnlearnDiffAtk(PromptAttack):
         u = torch.full((len(texts), slots, len(words.words)), 1 / len(words.words), device=model.device)
         optimizer = torch.optim.Adam([u], lr=self.lr, weight_decay=self.weight_decay)
         for step in range(1, max(budgets) + 1):
-            t = middles(model, self.timesteps, len(texts), rng=rng)
+            t = model.middles(self.timesteps, len(texts), rng=rng)
             eps = normal(z_0.shape, rng, like=z_0)
             vectors = words.vectors[drawn(u, rng)].requires_grad_()
             loss = denoising(model, z_0, eps, t, encode(model, frames, vectors))

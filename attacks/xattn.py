@@ -48,12 +48,13 @@ class CrossAttention(WeightAttack):
         """Yield the change of the keys and values after each budget.
 
         Raises:
-            ValueError: the U-Net has no cross-attention, or the loss is not finite.
+            ValueError: the denoiser has no attention to the text, or the loss is not finite.
         """
         attacked = model.clone()
+        names = attacked.scope("x-strict")
         pauses = train(
             attacked,
-            unfreeze(attacked.unet, is_key_or_value),
+            unfreeze(attacked.denoiser, names.__contains__),
             data["concept"],
             lr=self.lr,
             batch=self.batch,
@@ -67,8 +68,3 @@ class CrossAttention(WeightAttack):
     def passes(self, steps: int) -> int:
         """One forward and one backward pass, counted as three, for each sample."""
         return 3 * steps * self.batch
-
-
-def is_key_or_value(name: str) -> bool:
-    """Whether a parameter belongs to W_k or W_v of the cross-attention."""
-    return ".attn2.to_k." in name or ".attn2.to_v." in name

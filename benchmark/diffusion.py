@@ -1,20 +1,27 @@
-"""What every method shares: a latent diffusion model, its noise prediction, its loss, its sampler.
+"""What every method shares: a latent model that draws from text, its native prediction, its loss, its sampler.
 
-    z_t      = sqrt(ab_t) z_0 + sqrt(1 - ab_t) eps
-    L_DM     = E || eps_theta(z_t, t, c) - eps ||^2
-    guided   = eps(z_t, null) + w (eps(z_t, c) - eps(z_t, null))
+    z_t      = noised(z_0, eps, t)             what the forward process makes of an image and noise
+    L_DM     = E w(t) || f_theta(z_t, t, c) - target(z_0, eps, t) ||^2
+    guided   = f(z_t, null) + w (f(z_t, c) - f(z_t, null))
 
-A leaf beside `types`. `Model` is Stable Diffusion 1 and 2, and what others derive from: `benchmark.model.families`.
+f is what the family natively predicts, and what every loss compares: the noise (Stable Diffusion 1, 2 and XL, see
+`benchmark.model.unet`), or the velocity of a rectified flow (SD 3, FLUX, see `benchmark.model.flow`). No method asks
+which: velocities rewritten as noise would make every loss vanish where the composition is decided.
+
+A leaf beside `types`; families of models derive from `Model`.
 A text is one tensor `(B, L, D)` whatever the family: methods stack, index and expand it, and never look inside.
+A time t is whatever the family counts in: a method draws it (`times`), and hands it on.
 Random numbers are drawn on the CPU from the generator given, then moved, so that every device sees the same ones.
-Counted passes are samples through the U-Net, whatever the batch.
+Counted passes are samples through the denoiser, whatever the batch.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from itertools import chain
-from typing import TYPE_CHECKING, Any
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -23,25 +30,26 @@ from torch.nn import functional as F
 from benchmark.types import Delta, Precision
 
 if TYPE_CHECKING:  # these take seconds to import, and planning needs none of them
-    from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+    from diffusers import AutoencoderKL, PNDMScheduler
     from transformers import CLIPTextModel, CLIPTokenizer
 
+Scope = Literal["x", "x-strict", "u", "u-old", "selfattn", "full"]  # which parameters a defense trains
 HALF: Mapping[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
 class Meter:
-    """Counts the samples that pass through the U-Net, forward and backward."""
+    """Counts the samples that pass through the denoiser, forward and backward."""
 
     unet_forward: int = 0
     unet_backward: int = 0
 
-    def count(self, eps: Tensor) -> None:
+    def count(self, predicted: Tensor) -> None:
         """Count one prediction, and its backward pass if there is one."""
-        samples = len(eps)
+        samples = len(predicted)
         self.unet_forward += samples
-        if eps.requires_grad:
-            eps.register_hook(lambda _: self._backward(samples))
+        if predicted.requires_grad:
+            predicted.register_hook(lambda _: self._backward(samples))
 
     def _backward(self, samples: int) -> None:
         self.unet_backward += samples
@@ -52,51 +60,164 @@ def open_gate(texts: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
-    """A latent diffusion model: the parts that methods read or train, and its training schedule.
+class Model(ABC):
+    """A latent model: the parts that methods read or train, and how it noises, predicts and draws.
 
-    Weights are float32, always. With `precision` bfloat16 the U-Net computes in mixed precision; what it predicts,
+    Weights are float32, always. With `precision` bfloat16 the denoiser computes in mixed precision; what it predicts,
     the losses and the updates stay float32. float16 does so only where no gradient is asked for: without scaling of
     the loss, small gradients would vanish in it.
 
     Every text passes `gate` before it is tokenized, which raises for what may not be read: see `benchmark.data.safety`.
+
+    Class data:
+        part: the denoiser's field, and the prefix of its names in a delta.
     """
 
-    unet: "UNet2DConditionModel"
+    part: ClassVar[str]
+
     vae: "AutoencoderKL"
     text_encoder: "CLIPTextModel"
     tokenizer: "CLIPTokenizer"
-    scheduler: "DDPMScheduler"
+    scheduler: Any
     meter: Meter = field(default_factory=Meter)
     precision: Precision = "float32"
     gate: Callable[[Sequence[str]], None] = open_gate
 
     @property
+    def denoiser(self) -> nn.Module:
+        """The network that predicts: what most methods train."""
+        found: nn.Module = getattr(self, self.part)
+        return found
+
+    @property
     def readers(self) -> tuple[tuple[str, str], ...]:
-        """The fields of each tokenizer and of the text encoder that reads it."""
+        """The fields of each CLIP tokenizer and of the encoder that reads it: words can be searched for in them."""
         return (("tokenizer", "text_encoder"),)
 
     @property
+    def listeners(self) -> tuple[tuple[str, str], ...]:
+        """The same of encoders that read the spelled text alone: T5 and language models."""
+        return ()
+
+    @property
     def device(self) -> torch.device:
-        """Where the U-Net is, and everything with it."""
-        return next(self.unet.parameters()).device
+        """Where the denoiser is, and everything with it."""
+        return next(self.denoiser.parameters()).device
 
     @property
+    @abstractmethod
     def latent_shape(self) -> tuple[int, int, int]:
-        """`(C, h, w)` of the U-Net's input at its native size."""
-        side = int(self.unet.config.sample_size)
-        return int(self.unet.config.in_channels), side, side
+        """`(C, h, w)` of a latent at the model's native size."""
 
     @property
+    @abstractmethod
     def text_shape(self) -> tuple[int, int]:
-        """`(L, D)` of a text that `predict_noise` reads."""
-        return int(self.tokenizer.model_max_length), int(self.unet.config.cross_attention_dim)
+        """`(L, D)` of a text that `predict` reads."""
+
+    @abstractmethod
+    def times(self, n: int, *, rng: Generator) -> Tensor:
+        """Training times `(n,)`, as this family's training draws them; on the CPU."""
+
+    @abstractmethod
+    def noised(self, z_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """z_t of z_0 and eps `(B, C, h, w)` at t `(B,)`."""
+
+    @abstractmethod
+    def target(self, z_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What `predict` is trained to answer, `(B, C, h, w)`."""
+
+    @abstractmethod
+    def predict(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """f_theta(z_t, t, c): `(B, C, h, w)`; t is `(B,)` or `()`."""
+
+    @abstractmethod
+    def to_clean(self, z_t: Tensor, predicted: Tensor, t: Tensor) -> Tensor:
+        """The z_0 that a prediction means."""
+
+    @abstractmethod
+    def to_noise(self, z_t: Tensor, predicted: Tensor, t: Tensor) -> Tensor:
+        """The eps that a prediction means."""
+
+    @abstractmethod
+    def trajectory(self, steps: int) -> Tensor:
+        """The times of a sampling run `(steps + 1,)`: from noise, to the image."""
+
+    @abstractmethod
+    def step(self, z: Tensor, predicted: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+        """One step of the deterministic sampler, from time t `()` to t_next `()`."""
+
+    @abstractmethod
+    def scope(self, name: Scope) -> set[str]:
+        """The parameters of the denoiser that a scope trains, by name.
+
+        Raises:
+            ValueError: there is none.
+        """
+
+    @abstractmethod
+    def layers(self) -> list[nn.Module]:
+        """The denoiser's blocks, in order; each answers with `(B, C, h, w)` or `(B, N, C)`, or with a tuple."""
+
+    @abstractmethod
+    def between(self, k: int, parts: int, *, rng: Generator) -> Tensor:
+        """A random time `()` in part k of `parts` equal parts of the times, counted from the image."""
+
+    def pndm(self, steps: int) -> "PNDMScheduler":
+        """PNDM on the model's own schedule.
+
+        Raises:
+            ValueError: it has no noise schedule.
+        """
+        raise ValueError(f"expected a noise schedule for PNDM, got {type(self).__name__}: choose another sampler.")
+
+    def features(self, answer: Any) -> Tensor:
+        """The features of the image, `(B, C, h, w)` or `(B, N, C)`, in what one of `layers` answered."""
+        found: Tensor = answer if isinstance(answer, Tensor) else answer[0]
+        return found
+
+    def targets(self, names: Sequence[str]) -> list[str]:
+        """The endings of layers' names that names of layers mean here: `to_q` also means its like on the text side."""
+        return list(names)
+
+    @abstractmethod
+    def middles(self, parts: int, size: int, *, rng: Generator) -> Tensor:
+        """Random times `(size,)`, each in the middle of one of `parts` equal parts of the schedule."""
+
+    def weight(self, t: Tensor) -> Tensor:
+        """w(t) `(B,)` of the training loss."""
+        return torch.ones(t.shape)
+
+    def guided(self, z_t: Tensor, t: Tensor, text: Tensor, null: Tensor, scale: float) -> Tensor:
+        """Classifier-free guidance (Ho & Salimans 2022): f_null + scale (f_c - f_null), in one batch."""
+        if self.guided_passes(scale) == 1:
+            return self.predict(z_t, t, text)
+        both = self.predict(torch.cat([z_t, z_t]), t, torch.cat([null, text]))
+        of_null, of_c = both.chunk(2)
+        return of_null + scale * (of_c - of_null)
+
+    def guided_passes(self, scale: float) -> int:
+        """Samples through the denoiser for one guided prediction."""
+        return 1 if scale == 1.0 else 2
+
+    def mixed(self) -> AbstractContextManager[Any]:
+        """Where the denoiser computes in mixed precision, if it is to."""
+        half = HALF.get(self.precision)
+        on = half is not None and not (half == torch.float16 and torch.is_grad_enabled())
+        return torch.autocast(self.device.type, half or torch.bfloat16, enabled=on)
+
+    def to_latent(self, z: Tensor) -> Tensor:
+        """What the denoiser sees of the VAE's own latents."""
+        return z * self.vae.config.scaling_factor
+
+    def from_latent(self, z: Tensor) -> Tensor:
+        """What the VAE sees of the denoiser's latents."""
+        return z / self.vae.config.scaling_factor
 
     @property
     def parts(self) -> dict[str, nn.Module]:
         """The modules that a delta can change, by the prefix of its names."""
         encoders = {name: getattr(self, name) for _, name in self.readers}
-        return {"unet": self.unet, "vae": self.vae, **encoders}
+        return {self.part: self.denoiser, "vae": self.vae, **encoders}
 
     @property
     def components(self) -> dict[str, Any]:
@@ -118,6 +239,13 @@ class Model:
         self.gate(texts)
         return tokenize(self.tokenizer, texts).to(self.device)
 
+    def heard(self, texts: Sequence[str], length: int) -> Tensor:
+        """What the first of `listeners` answers to texts, `(B, length, J)`: it reads so many tokens of each."""
+        self.gate(texts)
+        tokenizer, encoder = (getattr(self, name) for name in self.listeners[0])
+        found: Tensor = encoder(tokenize(tokenizer, texts, length).to(self.device))[0]
+        return found
+
     def words(self, ids: Tensor) -> Tensor:
         """Rows of the token table, before positions are added: `(B, L, D)` of ids `(B, L)`."""
         return self.text_encoder.get_input_embeddings()(ids)
@@ -130,42 +258,15 @@ class Model:
         """The encoding of texts, `(B, L, D)`: here the last hidden states of the text encoder."""
         return self.text_encoder(self.ids(texts))[0]
 
-    def condition(self, text: Tensor) -> dict[str, Any]:
-        """A text `(B, L, D)` as the keywords that the U-Net takes."""
-        return {"encoder_hidden_states": text}
-
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the scaled latents `(B, C, h, w)` of images in [0, 1]."""
+        """Mean and standard deviation of the latents `(B, C, h, w)` of images in [0, 1]."""
         found = self.vae.encode((images * 2 - 1).to(self.device, self.vae.dtype)).latent_dist
-        factor = self.vae.config.scaling_factor
-        return found.mean * factor, found.std * factor
+        return self.to_latent(found.mean), found.std * self.vae.config.scaling_factor
 
     def decode(self, z: Tensor) -> Tensor:
-        """Images `(B, 3, H, W)` in [0, 1] of scaled latents."""
-        x_pm1 = self.vae.decode(z / self.vae.config.scaling_factor).sample
+        """Images `(B, 3, H, W)` in [0, 1] of latents."""
+        x_pm1 = self.vae.decode(self.from_latent(z)).sample
         return (x_pm1 / 2 + 0.5).clamp(0, 1)
-
-    def predict_noise(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """eps_theta(z_t, t, c): `(B, C, h, w)`; t is `(B,)` or `()`. A v-predicting model's answer is converted."""
-        half = HALF.get(self.precision)
-        mixed = half is not None and not (half == torch.float16 and torch.is_grad_enabled())
-        with torch.autocast(self.device.type, half or torch.bfloat16, enabled=mixed):
-            out = self.unet(z_t, t, **self.condition(text)).sample
-        out = out.to(z_t.dtype)
-        if self.scheduler.config.prediction_type == "v_prediction":
-            ab = self.alpha_bar(t, like=z_t)
-            out = ab.sqrt() * out + (1 - ab).sqrt() * z_t
-        self.meter.count(out)
-        return out
-
-    def alpha_bar(self, t: Tensor, *, like: Tensor) -> Tensor:
-        """ab_t, shaped to multiply latents `(B, C, h, w)`."""
-        return self.scheduler.alphas_cumprod.to(like)[t.to("cpu")].reshape(-1, 1, 1, 1)
-
-    def add_noise(self, z_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """z_t of z_0 and eps `(B, C, h, w)` at t `(B,)`."""
-        ab = self.alpha_bar(t, like=z_0)
-        return ab.sqrt() * z_0 + (1 - ab).sqrt() * eps
 
     def clone(self) -> "Model":
         """A copy whose weights can be trained without touching this one; the meter is shared."""
@@ -216,9 +317,9 @@ class Model:
         return vector.split(widths)
 
 
-def tokenize(tokenizer: "CLIPTokenizer", texts: Sequence[str]) -> Tensor:
-    """Token numbers `(B, L)` of texts, cut and padded to what the model reads."""
-    length = tokenizer.model_max_length
+def tokenize(tokenizer: "CLIPTokenizer", texts: Sequence[str], length: int | None = None) -> Tensor:
+    """Token numbers `(B, L)` of texts, cut and padded to a length, by default to what the tokenizer says."""
+    length = length or tokenizer.model_max_length
     found: Tensor = tokenizer(
         list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
     ).input_ids
@@ -284,8 +385,9 @@ def find(parts: dict[str, nn.Module], name: str) -> Tensor:
         ) from error
 
 
-def difference(after: Model, before: Model, *, part: str = "unet", names: set[str] | None = None) -> Delta:
-    """The dense delta from `before` to `after` over the named parameters of one part (None: all that moved)."""
+def difference(after: Model, before: Model, *, part: str = "", names: set[str] | None = None) -> Delta:
+    """The dense delta over the named parameters (None: all that moved) of one part, by default the denoiser."""
+    part = part or after.part
     old = dict(before.parts[part].named_parameters())
     new = dict(after.parts[part].named_parameters())
     chosen = sorted(names) if names is not None else [n for n in new if not torch.equal(new[n], old[n])]
@@ -297,35 +399,21 @@ def normal(shape: Sequence[int], rng: Generator, *, like: Tensor) -> Tensor:
     return torch.randn(tuple(shape), generator=rng).to(like)
 
 
+def errors(model: Model, z_0: Tensor, eps: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    """|| f_theta(z_t, t, c) - target ||^2 at each element, `(B, C, h, w)`; t `(B,)` is on the CPU."""
+    predicted = model.predict(model.noised(z_0, eps, t), t.to(z_0.device), text)
+    return F.mse_loss(predicted, model.target(z_0, eps, t), reduction="none")
+
+
 def denoising_loss(model: Model, z_0: Tensor, text: Tensor, *, rng: Generator) -> Tensor:
     """L_DM on latents `(B, C, h, w)` and text `(B, L, D)`: one t and eps for each sample, mean-reduced."""
-    steps = int(model.scheduler.config.num_train_timesteps)
-    t = torch.randint(steps, (len(z_0),), generator=rng)
+    t = model.times(len(z_0), rng=rng)
     eps = normal(z_0.shape, rng, like=z_0)
-    z_t = model.add_noise(z_0, eps, t)
-    return F.mse_loss(model.predict_noise(z_t, t.to(z_0.device), text), eps)
-
-
-def guided_noise(model: Model, z_t: Tensor, t: Tensor, text: Tensor, null: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance (Ho & Salimans 2022): eps_null + scale (eps_c - eps_null)."""
-    if scale == 1.0:
-        return model.predict_noise(z_t, t, text)
-    both = model.predict_noise(torch.cat([z_t, z_t]), t, torch.cat([null, text]))
-    eps_null, eps_c = both.chunk(2)
-    return eps_null + scale * (eps_c - eps_null)
-
-
-def ddim(model: Model, steps: int) -> "DDIMScheduler":
-    """DDIM on the model's own schedule, set to `steps` steps, with the settings Stable Diffusion ships."""
-    from diffusers import DDIMScheduler
-
-    names = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "trained_betas")
-    kept = {k: model.scheduler.config[k] for k in names}
-    scheduler = DDIMScheduler(
-        **kept, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="epsilon"
-    )
-    scheduler.set_timesteps(steps)
-    return scheduler
+    z_t, w = model.noised(z_0, eps, t), model.weight(t)
+    predicted, wanted = model.predict(z_t, t.to(z_0.device), text), model.target(z_0, eps, t)
+    if (w == 1).all():
+        return F.mse_loss(predicted, wanted)
+    return (w.to(z_0) * F.mse_loss(predicted, wanted, reduction="none").flatten(1).mean(1)).mean()
 
 
 @torch.no_grad()
@@ -340,11 +428,10 @@ def sample(
     start: int = 0,
     stop: int | None = None,
 ) -> Tensor:
-    """DDIM from `z_T` `(B, C, h, w)`: the `steps` from `start` up to, not including, `stop`. Deterministic (eta 0)."""
-    scheduler = ddim(model, steps)
-    z = z_T
-    for t in scheduler.timesteps[start:stop]:
-        z = scheduler.step(guided_noise(model, z, t, text, null, guidance), t, z).prev_sample
+    """From `z_T` `(B, C, h, w)`: the `steps` from `start` up to, not including, `stop`. Deterministic."""
+    times, z = model.trajectory(steps), z_T
+    for t, t_next in list(pairwise(times))[start:stop]:
+        z = model.step(z, model.guided(z, t, text, null, guidance), t, t_next)
     return z
 
 

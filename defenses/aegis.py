@@ -35,12 +35,11 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from benchmark.diffusion import Model, difference
+from benchmark.diffusion import Model, Scope, difference
 from benchmark.types import Concept, Delta, Examples, Report
 from defenses.base import Defense
 from defenses.free_words import adversarial, table_noise, with_room
 from defenses.sampling import Sampler, mean_length, partial_sample
-from defenses.scopes import Scope, scope_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +86,11 @@ class AEGIS(Defense):
             ValueError: the scope selects no parameter, a wording leaves no room for the prefix, or L_e is not finite.
         """
         edited = model.clone()
-        names = scope_names(edited.unet, self.scope_for(concept))
-        for name, parameter in edited.unet.named_parameters():
+        names = edited.scope(self.scope_for(concept))
+        for name, parameter in edited.denoiser.named_parameters():
             parameter.requires_grad_(name in names)
-        theta = [p for n, p in edited.unet.named_parameters() if n in names]
-        theta_0 = [p for n, p in model.unet.named_parameters() if n in names]
+        theta = [p for n, p in edited.denoiser.named_parameters() if n in names]
+        theta_0 = [p for n, p in model.denoiser.named_parameters() if n in names]
         optimizer = torch.optim.Adam(theta, lr=self.lr)
         texts = (concept.phrase, *(concept.wordings if self.erase == "wordings" else ()))
         with torch.no_grad():
@@ -196,4 +195,4 @@ class AEGIS(Defense):
 
 def predict(model: Model, z_t: Tensor, t: Tensor, *texts: Tensor) -> Tensor:
     """Predictions `(n B, C, h, w)` for z_t `(B, C, h, w)` with each of n texts `(1, L, D)`, in one call."""
-    return model.predict_noise(z_t.repeat(len(texts), 1, 1, 1), t, torch.cat(texts).repeat_interleave(len(z_t), 0))
+    return model.predict(z_t.repeat(len(texts), 1, 1, 1), t, torch.cat(texts).repeat_interleave(len(z_t), 0))

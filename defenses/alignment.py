@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -42,7 +43,7 @@ class Alignment:
 
     def align(self, edited: Model, data: Data, rng: Generator, *, hardened: bool) -> Iterator[Tensor]:
         """Train the adapters of `edited`: U1, then U2 if `hardened`. Yields the loss of each step."""
-        theta = trainable(edited.unet)
+        theta = trainable(edited.denoiser)
         u1 = (self.u1, self.u1_steps, self.u1_lr, self.u1_decay, self.u1_batch)
         u2 = (self.u2, self.u2_steps, self.u2_lr, self.u2_decay, self.u2_batch)
         for stage, steps, lr, decay, batch in (u1, u2) if hardened else (u1,):
@@ -66,23 +67,24 @@ class Alignment:
         is over.
         """
         u, v = (weight / self.u2_batches for weight in self.u2_weights)
-        learner = replace(edited, unet=copied(edited.unet))
-        attacker = SGD(learner.unet.parameters(), self.u2_attack_lr, momentum=0.9, dampening=0.9)
+        parts: dict[str, Any] = {edited.part: copied(edited.denoiser)}
+        learner = replace(edited, **parts)
+        attacker = SGD(learner.denoiser.parameters(), self.u2_attack_lr, momentum=0.9, dampening=0.9)
         losses, cut = [], self.u2_adapt
         for z_0, c in islice(M, self.u2_batches):
             attacker.zero_grad()
             denoising_loss(learner, z_0[:cut], c[:cut], rng=rng).backward()
             attacker.step()
             found = v * black_loss(learner, z_0[cut:], c[cut:], rng=rng)
-            losses.append(transfer(found, learner.unet, edited.unet))
+            losses.append(transfer(found, learner.denoiser, edited.denoiser))
         for z_0, c in islice(S, self.u2_batches):
             found = u * denoising_loss(learner, z_0, c, rng=rng)
-            losses.append(transfer(found, learner.unet, edited.unet))
+            losses.append(transfer(found, learner.denoiser, edited.denoiser))
         return torch.stack(losses).sum()
 
 
 def black_loss(model: Model, z_0: Tensor, text: Tensor, *, rng: Generator) -> Tensor:
     """L_black on latents `(B, C, h, w)` and text `(B, L, D)`, with t and z_t drawn as for L_DM. Reconstructed."""
-    t = torch.randint(int(model.scheduler.config.num_train_timesteps), (len(z_0),), generator=rng)
-    z_t = model.add_noise(z_0, normal(z_0.shape, rng, like=z_0), t)
-    return model.predict_noise(z_t, t.to(z_0.device), text).square().mean()
+    t = model.times(len(z_0), rng=rng)
+    z_t = model.noised(z_0, normal(z_0.shape, rng, like=z_0), t)
+    return model.predict(z_t, t.to(z_0.device), text).square().mean()

@@ -1,6 +1,6 @@
 """A VAE's decoder as a network to train: what goes in, what should come out, and by how much it does not.
 
-x = Dec(z / s) / 2 + 1/2         (s: the VAE's scaling factor)
+x = Dec(z / s + a) / 2 + 1/2     (s, a: the VAE's scale and shift)
 z = m + d n,  n ~ N(0, I)        (m, d: the posterior of an image, scaled; d = 0 for latents that were drawn)
 """
 
@@ -24,11 +24,12 @@ class Decoder(nn.Module):
         super().__init__()
         self.post_quant_conv = vae.post_quant_conv or nn.Identity()
         self.decoder = vae.decoder
-        self.scale = float(vae.config.scaling_factor)
+        self.scale, self.shift = float(vae.config.scaling_factor), float(vae.config.get("shift_factor") or 0)
 
     def forward(self, z: Tensor) -> Tensor:
         """Images `(B, 3, H, W)` in [0, 1], not clamped, of scaled latents `(B, C, h, w)`."""
-        return self.decoder(self.post_quant_conv(z / self.scale)) / 2 + 0.5
+        z = z / self.scale + self.shift if self.shift else z / self.scale
+        return self.decoder(self.post_quant_conv(z)) / 2 + 0.5
 
 
 class Pool:

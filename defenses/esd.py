@@ -29,11 +29,10 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from benchmark.diffusion import Model, difference
+from benchmark.diffusion import Model, Scope, difference
 from benchmark.types import Concept, Delta, Examples, Report
 from defenses.base import Defense
 from defenses.sampling import Sampler, mean_length, partial_sample
-from defenses.scopes import Scope, scope_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +82,10 @@ class ESD(Defense):
             ValueError: `scope` selects no parameter of this model, or the loss is not finite.
         """
         edited = model.clone()
-        names = scope_names(edited.unet, self.scope)
-        for name, parameter in edited.unet.named_parameters():
+        names = edited.scope(self.scope)
+        for name, parameter in edited.denoiser.named_parameters():
             parameter.requires_grad_(name in names)
-        optimizer = torch.optim.Adam([p for p in edited.unet.parameters() if p.requires_grad], lr=self.lr)
+        optimizer = torch.optim.Adam([p for p in edited.denoiser.parameters() if p.requires_grad], lr=self.lr)
         wordings = (concept.phrase, *(concept.wordings if self.erase == "wordings" else ()))
         with torch.no_grad():
             null, texts = model.encode_text([""]), model.encode_text(wordings)
@@ -120,9 +119,9 @@ class ESD(Defense):
         """The scalar that is minimised, for z_t `(B, C, h, w)`, t `()`, c and null `(1, L, D)`."""
         c, null = c.expand(len(z_t), -1, -1), null.expand(len(z_t), -1, -1)
         with torch.no_grad():
-            eps_null, eps_c = model.predict_noise(z_t, t, null), model.predict_noise(z_t, t, c)
+            eps_null, eps_c = model.predict(z_t, t, null), model.predict(z_t, t, c)
             eps_tgt = eps_null - self.eta * (eps_c - eps_null)  # Eq. target
-        return F.mse_loss(edited.predict_noise(z_t, t, c), eps_tgt)  # Eq. loss
+        return F.mse_loss(edited.predict(z_t, t, c), eps_tgt)  # Eq. loss
 
     def passes(self) -> int:
         """A step has three predictions, a backward pass and the mean part of a guided trajectory."""

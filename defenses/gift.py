@@ -26,7 +26,7 @@ Protects  against fine-tuning on the concept, and keeps safe concepts learnable.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -37,8 +37,7 @@ from benchmark.types import Concept, Delta, Examples, Report
 from defenses.base import Defense
 from defenses.data import draw
 
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 KERNELS = 5  # RepNoise
 MIDDLE = 2  # RepNoise: the mean distance is divided by 2^MIDDLE, then doubled from kernel to kernel
@@ -77,7 +76,7 @@ class GIFT(Defense):
             ValueError: `scope` selects no parameter of this model, or a loss is not finite.
         """
         immunised = model.clone()
-        theta = scope_parameters(immunised.unet, self.scope)
+        theta = scope_parameters(immunised, self.scope)
         lower, upper = self.optimizer(theta, self.lr_prior), self.optimizer(theta, self.lr_immunise)
         safe, malicious = (draw(model, data[split], self.batch, rng=rng) for split in ("safe", "concept"))
 
@@ -101,19 +100,19 @@ class GIFT(Defense):
 
     def loss(self, immunised: Model, model: Model, z_0: Tensor, text: Tensor, *, rng: Generator) -> Tensor:
         """L_I, which is minimised, on malicious latents `(B, C, h, w)` and text `(B, L, D)`."""
-        t = torch.randint(int(model.scheduler.config.num_train_timesteps), (len(z_0),), generator=rng)
+        t = model.times(len(z_0), rng=rng)
         eps = normal(z_0.shape, rng, like=z_0)
-        z_t, t = model.add_noise(z_0, eps, t), t.to(z_0.device)
-        with activations(immunised.unet) as h:
-            eps_hat = immunised.predict_noise(z_t, t, text)
-        errors = F.mse_loss(eps_hat, eps, reduction="none").flatten(1).mean(1)
+        z_t, target, t = model.noised(z_0, eps, t), model.target(z_0, eps, t), t.to(z_0.device)
+        with activations(immunised) as h:
+            predicted = immunised.predict(z_t, t, text)
+        errors = F.mse_loss(predicted, target, reduction="none").flatten(1).mean(1)
         ascent = -errors.clamp(max=self.loss_cap).mean()
         if self.ablation == "max":
             return ascent
         if self.noise_ref == "unit":
             return ascent + self.beta * self.noising(h, None, rng)
-        with torch.no_grad(), activations(model.unet) as reference:
-            model.predict_noise(z_t, t, text)
+        with torch.no_grad(), activations(model) as reference:
+            model.predict(z_t, t, text)
         return ascent + self.beta * self.noising(h, reference, rng)
 
     def noising(self, h: list[Tensor], reference: list[Tensor] | None, rng: Generator) -> Tensor:
@@ -140,29 +139,27 @@ class GIFT(Defense):
         return self.steps * self.batch * (lower + (4 if matched else 3) * self.n_i)
 
 
-def scope_parameters(unet: nn.Module, scope: Literal["full", "attn"]) -> dict[str, nn.Parameter]:
+def scope_parameters(model: Model, scope: Literal["full", "attn"]) -> dict[str, nn.Parameter]:
     """theta, ready to be trained, by name."""
-    keys = {"full": ("",), "attn": ("to_q", "to_k", "to_v", "to_out")}[scope]
-    found = {name: p for name, p in unet.named_parameters() if any(key in name for key in keys)}
+    keys = [f".{key}." for key in model.targets(ATTENTION)] if scope == "attn" else ["."]
+    found = {name: p for name, p in model.denoiser.named_parameters() if any(key in name for key in keys)}
     if not found:
-        raise ValueError(f"expected scope {scope!r} to select parameters, got none: has this U-Net such layers?")
+        raise ValueError(f"expected scope {scope!r} to select parameters, got none: has this model such layers?")
     for parameter in found.values():
         parameter.requires_grad_(True)
     return found
 
 
 @contextmanager
-def activations(unet: "UNet2DConditionModel") -> Iterator[list[Tensor]]:
-    """Collect `(B, C, h, w)` outputs of the resnets and attentions of all blocks while the context lasts."""
+def activations(model: Model) -> Iterator[list[Tensor]]:
+    """Collect the outputs of the denoiser's blocks, `(B, C, h, w)` or `(B, N, C)`, while the context lasts."""
     found: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-        h = output if isinstance(output, Tensor) else output[0]  # transformers answer with a tuple
+        h = model.features(output)
         found.append(h.float() if h.dtype.itemsize == 2 else h)  # mixed precision
 
-    blocks = [b for b in (*unet.down_blocks, unet.mid_block, *unet.up_blocks) if b is not None]
-    layers = [m for b in blocks for kind in ("resnets", "attentions") for m in getattr(b, kind, ()) if m is not None]
-    handles = [layer.register_forward_hook(keep) for layer in layers]
+    handles = [layer.register_forward_hook(keep) for layer in model.layers()]
     try:
         yield found
     finally:
@@ -171,8 +168,8 @@ def activations(unet: "UNet2DConditionModel") -> Iterator[list[Tensor]]:
 
 
 def spatial_rows(h: Tensor) -> Tensor:
-    """Each spatial position of `(B, C, h, w)` as a row: `(B h w, C)`."""
-    return h.movedim(1, -1).flatten(0, -2)
+    """Each spatial position of `(B, C, h, w)`, or token of `(B, N, C)`, as a row: `(B h w, C)` or `(B N, C)`."""
+    return (h.movedim(1, -1) if h.ndim == 4 else h).flatten(0, -2)
 
 
 def mmd(x: Tensor, y: Tensor) -> Tensor:

@@ -42,8 +42,7 @@ RATES: Mapping[Adaptation, tuple[float, float]] = {  # lr of phi and of theta, f
     "dreambooth": (5e-6, 2e-5),
     "textual_inversion": (5e-4, 1e-6),
 }
-PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # of the simulated LoRA
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # theta, and where the simulated LoRA goes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +84,7 @@ class IMMA(Defense):
             ValueError: the U-Net has no attention projections, or the loss is not finite.
         """
         immunised = model.clone()
-        theta = projections(immunised.unet)  # taken first: an adapter would change the names
+        theta = projections(immunised)  # taken first: an adapter would change the names
         phi, rewrite = self.adapt(immunised, concept, rng)
         for parameter in (*theta.values(), *phi):
             parameter.requires_grad_(True)
@@ -102,16 +101,16 @@ class IMMA(Defense):
             else:
                 descend(-loss, immunise)
             report(step=i + 1, total=self.steps, loss=loss.item())
-        before = dict(model.unet.named_parameters())
-        return Delta(dense={f"unet.{n}": (p - before[n]).detach().float().cpu() for n, p in theta.items()})
+        before = dict(model.denoiser.named_parameters())
+        return Delta(dense={f"{model.part}.{n}": (p - before[n]).detach().float().cpu() for n, p in theta.items()})
 
     def adapt(self, model: Model, concept: Concept, rng: Generator) -> tuple[list[nn.Parameter], Rewrite]:
         """The parameters phi of the simulated adaptation, put into `model`, and what it makes of a batch's text."""
         if self.adaptation == "dreambooth":
-            return list(model.unet.parameters()), unchanged
+            return list(model.denoiser.parameters()), unchanged
         if self.adaptation == "lora":
-            add_adapters(model.unet, rank=self.rank, alpha=self.rank, targets=TARGETS, rng=rng)
-            return [p for name, p in model.unet.named_parameters() if ".lora_" in name], unchanged
+            add_adapters(model, rank=self.rank, alpha=self.rank, targets=TARGETS, rng=rng)
+            return [p for name, p in model.denoiser.named_parameters() if ".lora_" in name], unchanged
         v, encode = new_word(model, concept.phrase)
         return [v], encode
 
@@ -132,11 +131,12 @@ class IMMA(Defense):
         return 3 * self.steps * self.batch
 
 
-def projections(unet: nn.Module) -> dict[str, nn.Parameter]:
+def projections(model: Model) -> dict[str, nn.Parameter]:
     """theta: the query, key, value and output projections of every attention, self and cross, by name."""
-    found = {name: p for name, p in unet.named_parameters() if any(key in name for key in PROJECTIONS)}
+    keys = [f".{key}." for key in model.targets(TARGETS)]
+    found = {name: p for name, p in model.denoiser.named_parameters() if any(key in f".{name}." for key in keys)}
     if not found:
-        raise ValueError(f"expected parameters named {'|'.join(PROJECTIONS)}, got none: has this U-Net attention?")
+        raise ValueError(f"expected parameters named {'|'.join(TARGETS)}, got none: has this model attention?")
     return found
 
 

@@ -101,14 +101,14 @@ class Patronus(Alignment, Moderator, Defense):
             losses.append(self.moderate(edited, model, data, rng, hardened=self.hardened))
             names = {n for n, _ in edited.vae.named_parameters() if n.startswith(("decoder.", "post_quant_conv."))}
         if self.parts != "decoder":
-            layers = add_adapters(edited.unet, rank=self.rank, alpha=self.alpha, targets=self.targets, rng=rng)
+            layers = add_adapters(edited, rank=self.rank, alpha=self.alpha, targets=self.targets, rng=rng)
             losses.append(self.align(edited, data, rng, hardened=self.hardened))
         for step, loss in enumerate(chain.from_iterable(losses), 1):
             if not torch.isfinite(loss):
                 raise ValueError(f"expected a finite loss, got {loss.item()} at step {step}: lower the learning rates.")
             report(step=step, total=self.total, loss=loss.item())
         dense = difference(edited, model, part="vae", names=names).dense
-        return replace(low_rank(layers), dense=dense)
+        return replace(low_rank(layers, edited.part), dense=dense)
 
     @property
     def hardened(self) -> bool:

@@ -6,21 +6,19 @@ trained at depends on who samples; k is uniform in 0 ... S - 1, with S steps:
 compvis  the CompVis release: DDIM that leaves out the first step of S, for S - k steps (S - 1 at most), and t uniform
          in [1000 k / S, 1000 (k + 1) / S). For S = 50, z_t is 39 to 58 levels cleaner than t, noise is taken for 961
 pndm     the diffusers release on SD 1.4, whose own scheduler is PNDM: k of its S + 1 steps, and t is the next
-ddim     DDIM: k of its S steps, and t is the next, which is the level of z_t. Of few steps it is the only one that
-         makes sense, since a step of `compvis` is then hundreds of levels wide
+ddim     the family's own sampler (DDIM, or Euler): k of its S steps, and t is the next, which is the level of z_t. Of
+         few steps it is the only one that makes sense, since a step of `compvis` is then hundreds of levels wide
 
 Code      https://github.com/rohitgandikota/erasing, CompVis release @ a2189e9 and diffusers release @ 25613d2
 """
 
-from typing import TYPE_CHECKING, Literal
+from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 
-from benchmark.diffusion import Model, ddim, guided_noise, normal
-
-if TYPE_CHECKING:
-    from diffusers import PNDMScheduler
+from benchmark.diffusion import Model, normal
 
 Sampler = Literal["compvis", "pndm", "ddim"]
 
@@ -36,20 +34,26 @@ def partial_sample(
     sampler: Sampler,
     rng: Generator,
 ) -> tuple[Tensor, Tensor]:
-    """z_t `(B, C, h, w)` and its t `()`, for c and null `(1, L, D)`."""
+    """z_t `(B, C, h, w)` and its t `()`, for c and null `(1, L, D)`.
+
+    Raises:
+        ValueError: `pndm` of a family without a noise schedule.
+    """
     k = int(torch.randint(ddim_steps, (), generator=rng))
     z = normal((batch, *model.latent_shape), rng, like=c)
     texts = (c.expand(batch, -1, -1), null.expand(batch, -1, -1))
-    scheduler = pndm(model, ddim_steps) if sampler == "pndm" else ddim(model, ddim_steps)
     first, last = part(sampler, k, ddim_steps)
-    with torch.no_grad():
-        for t in scheduler.timesteps[first:last]:
-            z = scheduler.step(guided_noise(model, z, t, *texts, guidance), t, z).prev_sample
-    if sampler != "compvis":
+    if sampler == "pndm":
+        scheduler = model.pndm(ddim_steps)
+        with torch.no_grad():
+            for t in scheduler.timesteps[first:last]:
+                z = scheduler.step(model.guided(z, t, *texts, guidance), t, z).prev_sample
         return z, scheduler.timesteps[k].to(c.device)
-    train_steps = int(model.scheduler.config.num_train_timesteps)
-    low, high = (round(edge / ddim_steps * train_steps) for edge in (k, k + 1))
-    return z, torch.randint(low, high, (), generator=rng).to(c.device)
+    times = model.trajectory(ddim_steps)
+    with torch.no_grad():
+        for t, t_next in list(pairwise(times))[first:last]:
+            z = model.step(z, model.guided(z, t, *texts, guidance), t, t_next)
+    return z, (times[k] if sampler == "ddim" else model.between(k, ddim_steps, rng=rng)).to(c.device)
 
 
 def part(sampler: Sampler, k: int, steps: int) -> tuple[int, int]:
@@ -61,16 +65,3 @@ def mean_length(sampler: Sampler, steps: int) -> float:
     """Steps that are gone through, in the mean over k."""
     lengths = [last - first for first, last in (part(sampler, k, steps) for k in range(steps))]
     return sum(lengths) / steps
-
-
-def pndm(model: Model, steps: int) -> "PNDMScheduler":
-    """PNDM on the model's own schedule, as Stable Diffusion 1.x ships it: without Runge-Kutta steps (PLMS)."""
-    from diffusers import PNDMScheduler
-
-    names = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "trained_betas")
-    kept = {k: model.scheduler.config[k] for k in names}
-    scheduler = PNDMScheduler(
-        **kept, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1, prediction_type="epsilon"
-    )
-    scheduler.set_timesteps(steps)
-    return scheduler

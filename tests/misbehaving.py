@@ -96,7 +96,10 @@ CHANGES: dict[str, tuple[Callable[[Any], object], str]] = {
     "replaces a method of Tensor": (lambda _: replace(torch.Tensor, "mul"), "Tensor.mul"),
     "overrides a method of Linear": (lambda _: replace(nn.Linear, "__call__"), "Linear.__call__"),
     "replaces a builtin": (lambda _: replace(builtins, "sum"), "builtins.sum"),
-    "replaces a function of ours": (lambda _: replace(sys.modules["benchmark.diffusion"], "ddim"), "diffusion.ddim"),
+    "replaces a function of ours": (
+        lambda _: replace(sys.modules["benchmark.diffusion"], "sample"),
+        "diffusion.sample",
+    ),
     "sets the default dtype": (lambda _: torch.set_default_dtype(torch.float64), "the default dtype"),
     "sets the default device": (lambda _: torch.set_default_device("meta"), "the default device"),
     "switches gradients off": (lambda _: torch.set_grad_enabled(False), "the grad mode"),

@@ -1,6 +1,7 @@
 """Tiny random pipelines of the architectures that titer meets, written by diffusers itself: seconds each, 8 px."""
 
 import string
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,23 @@ from diffusers import (
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 from benchmark.kit.conformance import tiny_pipeline
 
@@ -96,34 +107,102 @@ def sdxl() -> StableDiffusionXLPipeline:
     )
 
 
-def sd3() -> StableDiffusion3Pipeline:
-    """As Stable Diffusion 3, without its third text encoder: a transformer that predicts velocities."""
-    encoders = [CLIPTextModelWithProjection(text_config(width, projection_dim=width)) for width in (16, 24)]
+def flow_vae(channels: int) -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(4, 8),
+        latent_channels=channels,
+        norm_num_groups=2,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        sample_size=8,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        shift_factor=0.0609,
+        scaling_factor=1.5305,
+    )
+
+
+def t5(width: int) -> tuple[T5EncoderModel, T5TokenizerFast]:
+    """A T5 that reads words of its own, at most 10 tokens a text."""
+    words = [
+        "<pad>",
+        "</s>",
+        "<unk>",
+        "\u2581",
+        *(f"\u2581{c}" for c in string.ascii_lowercase),
+        *string.ascii_lowercase,
+    ]
+    tokenizer = T5TokenizerFast(vocab=[(word, -float(i)) for i, word in enumerate(words)], extra_ids=0)
+    tokenizer.model_max_length = 10
+    config = T5Config(
+        vocab_size=len(words), d_model=width, d_kv=8, d_ff=37, num_layers=2, num_heads=4, decoder_start_token_id=0
+    )
+    return T5EncoderModel(config), tokenizer
+
+
+def sd3(with_t5: bool = False) -> StableDiffusion3Pipeline:
+    """As Stable Diffusion 3: two CLIPs, T5 or not, a transformer of two blocks that predicts velocities."""
+    encoders = [CLIPTextModelWithProjection(text_config(width, projection_dim=width, t5_rows=10)) for width in (16, 24)]
+    heard, listening = t5(48) if with_t5 else (None, None)
     return StableDiffusion3Pipeline(
         transformer=SD3Transformer2DModel(
             sample_size=4,
             patch_size=1,
             in_channels=4,
             out_channels=4,
-            num_layers=1,
+            num_layers=2,
             attention_head_dim=8,
             num_attention_heads=2,
-            joint_attention_dim=32,
+            joint_attention_dim=48,
             caption_projection_dim=16,
             pooled_projection_dim=40,
         ),
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=vae(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=flow_vae(4),
         text_encoder=encoders[0],
         tokenizer=tokenizer(),
         text_encoder_2=encoders[1],
-        tokenizer_2=tokenizer(),
-        text_encoder_3=None,
-        tokenizer_3=None,
+        tokenizer_2=tokenizer("!"),
+        text_encoder_3=heard,
+        tokenizer_3=listening,
     )
 
 
-PIPELINES = {"sd1": tiny_pipeline, "sd21": sd21, "sdxl": sdxl, "sd3": sd3}
+def flux(is_dev: bool = True) -> FluxPipeline:
+    """As FLUX.1: -dev reads its guidance and shifts its times by the image's size, -schnell does neither."""
+    heard, listening = t5(32)
+    shift = {"use_dynamic_shifting": True} if is_dev else {"shift": 1.0}
+    return FluxPipeline(
+        transformer=FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=16,
+            axes_dims_rope=(4, 4, 8),
+            guidance_embeds=is_dev,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(**shift),
+        vae=flow_vae(4),
+        text_encoder=CLIPTextModel(text_config(16)),
+        tokenizer=tokenizer(),
+        text_encoder_2=heard,
+        tokenizer_2=listening,
+    )
+
+
+PIPELINES = {
+    "sd1": tiny_pipeline,
+    "sd21": sd21,
+    "sdxl": sdxl,
+    "sd3": sd3,
+    "sd3-t5": partial(sd3, True),
+    "flux": flux,
+    "schnell": partial(flux, False),
+}
 
 
 def write(name: str, folder: Path) -> Path:

@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch.nn import functional as F
 
-from benchmark.diffusion import Model, batches, ddim, denoising_loss, difference, guided_noise, sample
+from benchmark.diffusion import Model, batches, denoising_loss, difference, sample
 from benchmark.model.generate import generate, start_noise
 from benchmark.types import Delta, Prompt
 
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 PROMPTS = [Prompt(text=text, split="concept") for text in ("a cat", "dog", "key", "car")]
 
 
@@ -27,10 +28,8 @@ def test_guidance_of_one_is_the_conditional_prediction(model: Model) -> None:
     z, t = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0)), torch.tensor(7)
     text, null = model.encode_text(["cat", "dog"]), model.encode_text(["", ""])
 
-    torch.testing.assert_close(guided_noise(model, z, t, text, null, 1.0), model.predict_noise(z, t, text))
-    torch.testing.assert_close(
-        guided_noise(model, z, t, text, null, 0.0), model.predict_noise(z, t, null), atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(model.guided(z, t, text, null, 1.0), model.predict(z, t, text))
+    torch.testing.assert_close(model.guided(z, t, text, null, 0.0), model.predict(z, t, null), atol=1e-5, rtol=1e-4)
 
 
 def test_denoising_loss_is_the_mean_squared_error_of_the_noise(model: Model) -> None:
@@ -41,7 +40,7 @@ def test_denoising_loss_is_the_mean_squared_error_of_the_noise(model: Model) -> 
     t = torch.randint(1000, (3,), generator=g)
     eps = torch.randn(z_0.shape, generator=g)
     ab = model.scheduler.alphas_cumprod[t].reshape(-1, 1, 1, 1)
-    expected = F.mse_loss(model.predict_noise(ab.sqrt() * z_0 + (1 - ab).sqrt() * eps, t, text), eps)
+    expected = F.mse_loss(model.predict(ab.sqrt() * z_0 + (1 - ab).sqrt() * eps, t, text), eps)
 
     torch.testing.assert_close(denoising_loss(model, z_0, text, rng=torch.Generator().manual_seed(2)), expected)
 
@@ -51,7 +50,7 @@ def test_noising_agrees_with_diffusers(model: Model) -> None:
     z_0, eps = torch.randn(2, 4, 4, 4, generator=g), torch.randn(2, 4, 4, 4, generator=g)
     t = torch.tensor([10, 900])
 
-    torch.testing.assert_close(model.add_noise(z_0, eps, t), model.scheduler.add_noise(z_0, eps, t))
+    torch.testing.assert_close(model.noised(z_0, eps, t), model.scheduler.add_noise(z_0, eps, t))
 
 
 def test_sampling_agrees_with_the_diffusers_pipeline(model: Model) -> None:
@@ -61,7 +60,9 @@ def test_sampling_agrees_with_the_diffusers_pipeline(model: Model) -> None:
         text_encoder=model.text_encoder,
         tokenizer=model.tokenizer,
         unet=model.unet,
-        scheduler=ddim(model, 4),
+        scheduler=DDIMScheduler(
+            **BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="epsilon"
+        ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -178,7 +179,7 @@ def test_mixed_precision_predicts_float32_and_nearly_the_same(model: Model) -> N
     z = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     t, text = torch.tensor([10, 500]), model.encode_text(["cat", "dog"])
 
-    full, half = model.predict_noise(z, t, text), mixed.predict_noise(z, t, text)
+    full, half = model.predict(z, t, text), mixed.predict(z, t, text)
     half.square().mean().backward()
 
     assert half.dtype == torch.float32

@@ -10,7 +10,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from benchmark.errors import DataError, clipped, shown, unknown
 from benchmark.given.files import is_file, is_folder
@@ -115,7 +115,7 @@ def locate(source: str, *, download: bool = True) -> Path:
 
     Raises:
         AbsentError: its weights are on the hub, and `download` is False.
-        UnsupportedError: it has no U-Net that predicts noise.
+        UnsupportedError: its pipeline is of no family.
         DataError: there is no such model, or it lacks something.
     """
     place, revision = parse(source)
@@ -206,20 +206,27 @@ def load(folder: Path, *, device: str = "cpu") -> "Model":
         DataError: its parts do not fit each other.
     """
     import torch
-    from diffusers import DDPMScheduler
 
     from benchmark.model.loaded import check_loaded
 
     described = family_of(folder)
     family = described.module
-    config = read_json(folder / "scheduler" / "scheduler_config.json")
     try:
-        scheduler = DDPMScheduler(**{key: config[key] for key in SCHEDULE if config.get(key) is not None})
         pipe = family.pipeline(folder, dtype=torch.float32)
-        check_loaded(folder, pipe, described.parts)
-        found: Model = family.model(pipe, scheduler)
+        check_loaded(folder, pipe, described.weights(folder))
+        found: Model = family.model(pipe, schedule_of(folder, described))
     except UNFIT as error:
         why = clipped(" ".join(str(error).split()), 500)
         raise DataError(f"expected parts in {folder} that fit each other, got {type(error).__name__}: {why}") from error
     pipe.to(device)
     return found.frozen()
+
+
+def schedule_of(folder: Path, family: Family) -> Any:
+    """The schedule that a family trains on, from the pipeline's own."""
+    import diffusers
+
+    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    if family.is_flow:
+        return getattr(diffusers, config["_class_name"]).from_config(config)
+    return diffusers.DDPMScheduler(**{key: config[key] for key in SCHEDULE if config.get(key) is not None})

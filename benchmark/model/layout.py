@@ -13,9 +13,14 @@ from benchmark.errors import DataError, clipped, shown
 from benchmark.given.files import contents, is_file
 
 JSON_BYTES = 64 << 20
-LIBRARIES = {"diffusers": re.compile(r"[A-Z]\w*"), "transformers": re.compile(r"CLIP\w*")}
+LIBRARIES = {"diffusers": re.compile(r"[A-Z]\w*"), "transformers": re.compile(r"(CLIP|T5)\w*")}
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 PREDICTIONS = ("epsilon", "v_prediction")
+SIZES = {"block_out_channels", "hidden_size", "num_attention_heads", "model_type", "architectures"}
+COUNTS = (
+    *("block_out_channels", "layers_per_block", "hidden_size", "vocab_size", "intermediate_size"),
+    *("num_layers", "num_attention_heads", "attention_head_dim", "joint_attention_dim", "d_model", "d_ff"),
+)
 NUMBERS = {"beta_start": (0.0, 1.0), "beta_end": (0.0, 1.0), "num_train_timesteps": (1, 100_000)}
 
 
@@ -46,7 +51,7 @@ def check_parts(folder: Path, index: Mapping[str, Any], parts: tuple[str, ...]) 
         pattern = LIBRARIES.get(library) if isinstance(library, str) else None
         if not (pattern and isinstance(cls, str) and pattern.fullmatch(cls)):
             raise DataError(
-                f"expected a class of diffusers, or CLIP's of transformers, for {part} in {folder}, got "
+                f"expected a class of diffusers, or CLIP's or T5's of transformers, for {part} in {folder}, got "
                 f"{shown(named)}: save the pipeline again."
             )
         for name in ("config.json", "tokenizer_config.json"):
@@ -115,6 +120,18 @@ def check_schedule(folder: Path, schedule: Mapping[str, Any]) -> None:
         raise DataError(f"expected numbers from 0 to 1 as trained_betas in {folder}, got {clipped(shown(betas))}.")
 
 
+def check_flow_schedule(folder: Path, schedule: Mapping[str, Any], classes: tuple[str, ...]) -> None:
+    """Refuse a scheduler that is none of these classes, or that ends before the image.
+
+    Raises:
+        DataError: what it is.
+    """
+    got = schedule.get("_class_name")
+    if got not in classes or schedule.get("shift_terminal"):
+        ends = f"{got} with shift_terminal" if got in classes else shown(got)
+        raise DataError(f"expected the scheduler {classes[0]} in {folder}, got {ends}: choose another model.")
+
+
 def check_config(file: Path) -> None:
     """Refuse the settings of weights without a size, or with sizes that nobody has: each would be built.
 
@@ -122,10 +139,10 @@ def check_config(file: Path) -> None:
         DataError: the first fault.
     """
     config = read_json(file)
-    for name in ("block_out_channels", "layers_per_block", "hidden_size", "vocab_size", "intermediate_size"):
-        value = config.get(name, 1)
-        sizes = value if isinstance(value, list) else [value]
+    for name in COUNTS:
+        value = config.get(name)
+        sizes = value if isinstance(value, list) else [1 if value is None else value]
         if not all(type(size) is int and 0 < size < 1_000_000 for size in sizes) or len(sizes) > 32:
             raise DataError(f"expected {name} of whole numbers below 1,000,000 in {file}, got {shown(value)}: mend it.")
-    if not {"block_out_channels", "hidden_size", "model_type", "architectures"} & set(config):
+    if not SIZES & {name for name, value in config.items() if value is not None}:
         raise DataError(f"expected the sizes of a model in {file}, got none: save the pipeline again.")

@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmark.errors import DataError, shown
 from benchmark.model.families import Family, families, unsupported
 from benchmark.model.headers import tensors as tensors
-from benchmark.model.layout import check_config, check_parts, check_schedule, check_tokenizer
+from benchmark.model.layout import check_config, check_flow_schedule, check_parts, check_schedule, check_tokenizer
 from benchmark.model.layout import read_json as read_json
 
 INDEX = "model_index.json"
@@ -65,14 +65,34 @@ def check(folder: Path) -> None:
     for part in family.settings:
         if part.startswith("tokenizer"):
             check_tokenizer(folder / part)
-    unet, schedule = (read_json(folder / part) for part in ("unet/config.json", "scheduler/scheduler_config.json"))
+    for part in family.present(folder):
+        check_parts(folder, read_json(folder / INDEX), (part,))
+        if part.startswith("tokenizer"):
+            check_tokenizer(folder / part)
+        else:
+            check_config(folder / part / "config.json")
+            check_weights(folder / part)
+    schedule = read_json(folder / "scheduler" / "scheduler_config.json")
+    if family.is_flow:
+        check_flow_schedule(folder, schedule, family.schedulers)
+    else:
+        check_unet(folder)
+        check_schedule(folder, schedule)
+
+
+def check_unet(folder: Path) -> None:
+    """Refuse a U-Net that reads more than it answers.
+
+    Raises:
+        DataError: it does.
+    """
+    unet = read_json(folder / "unet" / "config.json")
     channels = unet.get("in_channels", 4), unet.get("out_channels", 4)
     if channels[0] != channels[1]:
         raise DataError(
             f"expected a text-to-image U-Net in {folder}, got one of {channels[0]} channels in and {channels[1]} out: "
             "inpainting and image-to-image models are not supported."
         )
-    check_schedule(folder, schedule)
 
 
 def check_weights(part: Path) -> None:
@@ -113,7 +133,7 @@ def weight_files(part: Path) -> list[Path]:
 def fingerprint(folder: Path) -> str:
     """Thirty-two hex digits over the contents of a model's files; paths outside the folder do not enter."""
     family, digest = family_of(folder), hashlib.sha256()
-    for part in family.folders:
+    for part in (*family.folders, *family.present(folder)):
         weights = weight_files(folder / part)
         for file in sorted((folder / part).rglob("*")):
             plain = file.suffix in (".json", ".txt") and not re.search(r"\.index\..+\.json$", file.name)

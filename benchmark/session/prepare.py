@@ -9,8 +9,6 @@ from benchmark.config import Config
 from benchmark.data import load_concept
 from benchmark.errors import DataError, unknown
 from benchmark.model import bases
-from benchmark.model.families import objections
-from benchmark.model.weights import UnsupportedError
 from benchmark.plan import Plan, build
 from benchmark.results.folder import claim_folder, identity
 from benchmark.session.session import Session
@@ -38,10 +36,7 @@ def prepare(
     """
     given = cards(config)  # first: a model may have to be downloaded
     check_drawn([*given["concepts"], *filter(None, [given["subject"]]), *given["development"].values()])
-    try:
-        model = bases.find(config.raw.model, weights)
-    except UnsupportedError as error:
-        raise DataError(f"{error} {objections(config.defenses, config.attacks)}.") from error
+    model = bases.find(config.raw.model, weights)
     plan = build(config, model.base, **given)
     found = Session(plan, Store(store), model.folder, out or Path("runs") / config.raw.name, source, model.revision)
     found.store.refuse(found.out)

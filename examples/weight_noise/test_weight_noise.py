@@ -23,7 +23,9 @@ def test_the_noise_is_the_equations() -> None:
     model = tiny_model()
     delta = protect(WeightNoise(sigma=0.25), model, tiny_concept(), tiny_examples())
 
-    spread = {name: model.unet.get_parameter(name.removeprefix("unet.")).double().std() for name in delta.dense}
+    spread = {
+        name: model.denoiser.get_parameter(name.removeprefix(f"{model.part}.")).double().std() for name in delta.dense
+    }
     xi = torch.cat([(t.double() / (0.25 * spread[n])).flatten() for n, t in delta.dense.items() if spread[n] > 0])
     assert {name for name in spread if ".attn2." not in name} == set()
     assert len(xi) > 1000

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 from torch import Generator
 
-from benchmark.diffusion import Model, normal
+from benchmark.diffusion import Model, Scope, normal
 from benchmark.types import Concept, Delta, Examples, Report
 from defenses.base import Defense
-from defenses.scopes import Scope, scope_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +31,10 @@ class WeightNoise(Defense):
         self, model: Model, concept: Concept, data: Mapping[str, Examples], *, rng: Generator, report: Report
     ) -> Delta:
         """Return the noise; neither the concept nor any data is read."""
-        weights = {name: model.unet.get_parameter(name) for name in sorted(scope_names(model.unet, self.scope))}
-        dense = {
-            f"unet.{name}": (self.sigma * weight.std() * normal(weight.shape, rng, like=weight)).detach().float().cpu()
-            for name, weight in weights.items()
-        }
+        dense = {}
+        for name in sorted(model.scope(self.scope)):
+            weight = model.denoiser.get_parameter(name)
+            noise = self.sigma * weight.std() * normal(weight.shape, rng, like=weight)
+            dense[f"{model.part}.{name}"] = noise.detach().float().cpu()
         report(step=1, total=1, loss=float("nan"))
         return Delta(dense=dense)

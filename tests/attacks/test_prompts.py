@@ -27,7 +27,6 @@ from attacks.search import (
     evenly,
     frame,
     meaning,
-    middles,
     room,
     scenes,
     sentence,
@@ -39,6 +38,7 @@ from benchmark.data.cards import cards
 from benchmark.diffusion import Model
 from benchmark.model import load
 from benchmark.model.bases import locate
+from benchmark.model.unet import UNetModel
 from benchmark.runner.stages.drawing import asked
 from benchmark.types import PROMPT, Concept, Examples, Prompt, Snapshot
 
@@ -82,8 +82,8 @@ def linear(model: Model, seed: int = 0) -> Model:
     c, h, w = model.latent_shape
     matrix = torch.randn(16, c * h * w, generator=torch.Generator().manual_seed(seed))
 
-    class Stub(Model):
-        def predict_noise(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    class Stub(UNetModel):
+        def predict(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
             return (text.mean(1) @ matrix.to(text)).reshape(-1, c, h, w)
 
     parts = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "meter")
@@ -177,7 +177,7 @@ def test_evenly_spreads_and_needs_something() -> None:
 
 
 def test_timesteps_are_the_middles_of_fifty_parts(model: Model) -> None:
-    drawn = middles(model, 50, 2000, rng=torch.Generator().manual_seed(0))
+    drawn = model.middles(50, 2000, rng=torch.Generator().manual_seed(0))
 
     assert set(drawn.tolist()) == set(range(10, 1000, 20))
 
@@ -194,7 +194,7 @@ def test_denoising_is_the_squared_error(model: Model) -> None:
     ab = np.cumprod(1 - betas)[t.numpy()].reshape(-1, 1, 1, 1)
     z_t = torch.from_numpy(np.sqrt(ab) * z_0.double().numpy() + np.sqrt(1 - ab) * eps.double().numpy())
     double = replace(model, unet=deepcopy(model.unet).double())
-    square = (double.predict_noise(z_t, t, text.double()) - eps.double()).square().mean((1, 2, 3))
+    square = (double.predict(z_t, t, text.double()) - eps.double()).square().mean((1, 2, 3))
     torch.testing.assert_close(found.double(), square, rtol=1e-5, atol=1e-5)
 
 
@@ -325,11 +325,11 @@ def test_unlearndiffatk_follows_the_papers_steps(model: Model, card: Concept, ex
     u = torch.full((2, 2, 26), 1 / 26, dtype=torch.float64)
     m, v, spelled = torch.zeros_like(u), torch.zeros_like(u), []
     for step in range(1, 13):
-        middles(model, 50, 2, rng=rng)
+        double.middles(50, 2, rng=rng)
         eps = torch.randn(z_0.shape, generator=rng).double()
         rows = torch.multinomial(u.reshape(4, 26).float(), 1, generator=rng).reshape(2, 2)
         one_hot = torch.eye(26, dtype=torch.float64)[rows].requires_grad_()
-        noise = double.predict_noise(z_0, torch.tensor(0), encode(double, frames, one_hot @ table))
+        noise = double.predict(z_0, torch.tensor(0), encode(double, frames, one_hot @ table))
         ((noise - eps) ** 2).mean((1, 2, 3)).sum().backward()
         g = one_hot.grad.clamp(-1, 1) + 0.1 * u
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
@@ -352,7 +352,7 @@ def test_a_prefix_search_finds_one_of_the_best_words(
     found = []
     for text, prefix in zip(scenes(model, examples, 4)[0], snapshot.prompts, strict=True):
         words, encoded = every_word(stub, text)
-        loss = stub.predict_noise(torch.zeros(1), torch.tensor(0), encoded).square().mean((1, 2, 3))
+        loss = stub.predict(torch.zeros(1), torch.tensor(0), encoded).square().mean((1, 2, 3))
         found += ranks([prefix], words, loss)
     assert np.mean(found) < 5
 
@@ -360,8 +360,8 @@ def test_a_prefix_search_finds_one_of_the_best_words(
 def test_random_prefix_keeps_the_better_of_two(model: Model, card: Concept, examples: Examples) -> None:
     """Where the loss has no noise the kept prefix never gets worse, and it is what is yielded."""
 
-    class Quiet(Model):
-        def predict_noise(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    class Quiet(UNetModel):
+        def predict(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
             eps = (z_t - self.alpha_bar(t, like=z_t).sqrt() * z_0.repeat(2, 1, 1, 1)) / (
                 1 - self.alpha_bar(t, like=z_t)
             ).sqrt()
@@ -395,7 +395,7 @@ def test_p4d_loss_is_the_gap_to_the_base(model: Model) -> None:
 
     found = P4D().loss(defended, base, z_t, t, c_adv, c)
 
-    ours, theirs = (m.predict_noise(z_t, t, x.double()) for m, x in ((defended, c_adv), (base, c)))
+    ours, theirs = (m.predict(z_t, t, x.double()) for m, x in ((defended, c_adv), (base, c)))
     torch.testing.assert_close(found.double(), ((ours - theirs) ** 2).mean((1, 2, 3)), rtol=1e-5, atol=1e-6)
 
 
@@ -411,7 +411,7 @@ def test_p4d_closes_the_gap(model: Model, card: Concept, examples: Examples) -> 
     words, texts = vocabulary(model), scenes(model, examples, 4)[0]
     some = words.spell(words.draw((300, 4), torch.Generator().manual_seed(5)))
     z, t = torch.zeros(1), torch.tensor(0)
-    wanted, random = (stub.predict_noise(z, t, model.encode_text(x)) for x in (texts, some))
+    wanted, random = (stub.predict(z, t, model.encode_text(x)) for x in (texts, some))
     gaps = (random[None] - wanted[:, None]).square().mean((2, 3, 4))
     assert np.mean(losses[-30:]) < gaps.mean().item() / 2
 

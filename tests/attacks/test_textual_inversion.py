@@ -75,7 +75,7 @@ def test_it_is_the_published_script(model: Model, concept: Concept, examples: Ex
         t = torch.randint(1000, (4,), generator=rng)
         eps = torch.randn(mean.shape, generator=rng)
         c = taught.encode_text([texts[i] for i in chosen])
-        loss = F.mse_loss(taught.unet(taught.add_noise(z_0, eps, t), t, encoder_hidden_states=c).sample, eps)
+        loss = F.mse_loss(taught.unet(taught.noised(z_0, eps, t), t, encoder_hidden_states=c).sample, eps)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -27,6 +27,7 @@ from benchmark.config.registry import find, names
 from benchmark.diffusion import Model
 from benchmark.kit.conformance import same
 from benchmark.model.adapters import add_adapters, low_rank
+from benchmark.model.unet import UNetModel
 from benchmark.types import Concept, Examples, Prompt, Report, Snapshot
 
 QUICK = {"lr": 1e-3, "batch": 2, "rank": 2, "alpha": 2}
@@ -87,7 +88,7 @@ def listening(model: Model) -> tuple[Model, list[str]]:
     """`model`, and the texts that it will have encoded."""
     seen: list[str] = []
 
-    class Listening(Model):
+    class Listening(UNetModel):
         def encode_text(self, texts: Any) -> Tensor:
             seen.extend(texts)
             return super().encode_text(texts)
@@ -106,8 +107,8 @@ class Scalar(torch.nn.Module):
 def scalar(model: Model, weight: float) -> Model:
     """`model`, predicting eps = weight * mean(c) * z_t, so that its training can be worked by hand."""
 
-    class Stub(Model):
-        def predict_noise(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    class Stub(UNetModel):
+        def predict(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
             return self.unet.weight * text.mean((1, 2)).reshape(-1, 1, 1, 1) * z_t
 
         def encode_text(self, texts: Any) -> Tensor:
@@ -319,17 +320,17 @@ def test_adapters_touch_their_targets_alone(
 def test_adapters_merge_to_the_same_outputs(model: Model) -> None:
     """The U-Net with adapters on, and our weights with their product added, predict the same."""
     attacked, rng = model.clone(), Generator().manual_seed(0)
-    layers = add_adapters(attacked.unet, rank=3, alpha=6, targets=("to_q", "to_v"), rng=rng)
+    layers = add_adapters(attacked, rank=3, alpha=6, targets=("to_q", "to_v"), rng=rng)
     with torch.no_grad():
         for layer in layers.values():
             layer.lora_B["default"].weight.normal_(generator=rng)
     z, t = torch.randn(2, *model.latent_shape, generator=rng), torch.tensor(300)
     text = model.encode_text(["cat", "dog"])
 
-    merged = model.with_delta(low_rank(layers)).predict_noise(z, t, text)
+    merged = model.with_delta(low_rank(layers, "unet")).predict(z, t, text)
 
-    torch.testing.assert_close(merged, attacked.predict_noise(z, t, text), atol=1e-5, rtol=1e-4)
-    assert (merged - model.predict_noise(z, t, text)).abs().max() > 1e-2
+    torch.testing.assert_close(merged, attacked.predict(z, t, text), atol=1e-5, rtol=1e-4)
+    assert (merged - model.predict(z, t, text)).abs().max() > 1e-2
 
 
 def test_cross_attention_is_keys_and_values_alone(model: Model, card: Concept, examples: Examples) -> None:

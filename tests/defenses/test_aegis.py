@@ -15,11 +15,11 @@ import torch
 from torch import Generator, Tensor, nn
 
 from benchmark.diffusion import Meter, Model
+from benchmark.model.unet import UNetModel
 from benchmark.types import Concept, Delta, Examples
 from defenses.aegis import AEGIS
 from defenses.esd import ESD
 from defenses.free_words import adversarial, insert, table_noise
-from defenses.scopes import scope_names
 
 L, D, C = 12, 3, 2  # tokens, word vectors, channels
 PLACES = np.linspace(0.02, 0.2, L)
@@ -48,7 +48,7 @@ class Weights(nn.Module):
         self.b = nn.Parameter(torch.randn(C, generator=rng, dtype=torch.float64) / 2)
 
 
-class Hand(Model):
+class Hand(UNetModel):
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         return C, 1, 1
@@ -59,7 +59,7 @@ class Hand(Model):
     def encode_text(self, texts: list[str]) -> Tensor:  # type: ignore[override]
         return self.words(self.ids(texts))
 
-    def predict_noise(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    def predict(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
         p = (text * torch.tensor(PLACES)[:, None]).sum(1)
         return torch.tanh(p @ self.unet.w.T + self.unet.b + z_t[:, :, 0, 0])[:, :, None, None]
 
@@ -442,7 +442,7 @@ def test_exactly_the_scope_of_the_kind_is_released(model: Model, kind: str, scop
 
     delta = run(method, model, card)
 
-    wanted = scope_names(model.unet, scope)  # type: ignore[arg-type]
+    wanted = model.scope(scope)  # type: ignore[arg-type]
     assert method.scope_for(card) == scope
     assert AEGIS(scope="selfattn").scope_for(card) == "selfattn"
     assert delta.dense.keys() == {f"unet.{name}" for name in wanted}

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from benchmark.diffusion import Model
+from benchmark.model.unet import UNetModel
 from benchmark.types import Concept
 from defenses.esd import ESD
-from defenses.scopes import scope_names
 
 
 class Linear(torch.nn.Module):
@@ -22,8 +22,8 @@ class Linear(torch.nn.Module):
 def predictor(model: Model, weight: float) -> Model:
     """`model`, with the stand-in as its U-Net."""
 
-    class Stub(Model):
-        def predict_noise(self, z_t: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    class Stub(UNetModel):
+        def predict(self, z_t: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
             return self.unet.weight * text.mean((1, 2)).reshape(-1, 1, 1, 1).expand_as(z_t)
 
     fields = {name: getattr(model, name) for name in ("vae", "text_encoder", "tokenizer", "scheduler", "meter")}
@@ -105,7 +105,7 @@ def test_presets_have_the_releases_settings(preset: str, settings: tuple[object,
 
 def test_scopes_partition_the_unet(model: Model) -> None:
     everything = {name for name, _ in model.unet.named_parameters()}
-    x, strict, u, old = (scope_names(model.unet, s) for s in ("x", "x-strict", "u", "u-old"))
+    x, strict, u, old = (model.scope(s) for s in ("x", "x-strict", "u", "u-old"))
 
     assert all(".attn2." in name for name in x)
     assert {n.split(".attn2.")[1].split(".")[0] for n in strict} == {"to_k", "to_v"}
@@ -115,13 +115,14 @@ def test_scopes_partition_the_unet(model: Model) -> None:
     assert any(name.startswith("time_embedding") for name in u)
     assert not any(name.startswith(("time_embedding", "conv_out", "conv_norm_out")) for name in old)
     assert not any("norm" in name and "attn" not in name for name in u)
-    assert scope_names(model.unet, "full") == everything
-    assert all(".attn1." in name for name in scope_names(model.unet, "selfattn"))
+    assert model.scope("full") == everything
+    assert all(".attn1." in name for name in model.scope("selfattn"))
 
 
-def test_a_scope_without_parameters_is_an_error() -> None:
+def test_a_scope_without_parameters_is_an_error(model: Model) -> None:
+    plain = replace(model, unet=torch.nn.Sequential(torch.nn.Linear(2, 2)))  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="expected scope 'x' to select parameters"):
-        scope_names(torch.nn.Sequential(torch.nn.Linear(2, 2)), "x")
+        plain.scope("x")
 
 
 @pytest.mark.parametrize("scope", ["x", "x-strict", "u", "u-old", "selfattn", "full"])
@@ -132,7 +133,7 @@ def test_only_the_scope_moves(model: Model, concept: Concept, scope: str) -> Non
 
     moved = {name.removeprefix("unet.") for name, t in delta.dense.items() if bool(t.any())}
     assert moved
-    assert moved <= scope_names(model.unet, method.scope)
+    assert moved <= model.scope(method.scope)
 
 
 @pytest.mark.parametrize("source", ["edited", "frozen"])

@@ -1,7 +1,7 @@
 """GIFT trains down on safe images, and up with noised activations on malicious ones, each with its own optimizer."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import product
 from types import SimpleNamespace
@@ -15,6 +15,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
 import defenses.gift
 from benchmark.diffusion import Model, normal
+from benchmark.model.unet import UNetModel
 from benchmark.types import Concept, Delta, Examples
 from defenses.gift import GIFT, activations, mmd, scope_parameters, spatial_rows
 
@@ -55,10 +56,10 @@ NAMES = ("unet.down_blocks.0.resnets.0.weight", "unet.up_blocks.0.attentions.0.w
 def hand_model(model: Model, a: float, b: float, draws: list[tuple[torch.Tensor, ...]]) -> Model:
     """`model` in float64 with the U-Net of two layers; `draws` collects each (z_0, eps, t)."""
 
-    class Recorded(Model):
-        def add_noise(self, z_0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    class Recorded(UNetModel):
+        def noised(self, z_0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             draws.append((z_0, eps, t))
-            return super().add_noise(z_0, eps, t)
+            return super().noised(z_0, eps, t)
 
         def posterior(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             mean = images[:, :1, ::4, ::4].double().expand(-1, 4, -1, -1)
@@ -67,8 +68,8 @@ def hand_model(model: Model, a: float, b: float, draws: list[tuple[torch.Tensor,
     copy = model.clone()
     for part in copy.parts.values():
         part.double()
-    fields = {name: getattr(copy, name) for name in Model.__dataclass_fields__}
-    return Recorded(**fields | {"unet": Hand(a, b)}).frozen()
+    parts = {field.name: getattr(copy, field.name) for field in fields(copy)}
+    return Recorded(**parts | {"unet": Hand(a, b)}).frozen()
 
 
 class AdamW:
@@ -285,10 +286,10 @@ def test_every_resnet_and_attention_is_noised(model: Model) -> None:
     z, text = torch.zeros(2, *model.latent_shape), model.encode_text(["cat", "dog"])
     layers = [m for m in model.unet.modules() if isinstance(m, ResnetBlock2D | Transformer2DModel)]
 
-    with activations(model.unet) as h:
-        model.predict_noise(z, torch.tensor(3), text)
+    with activations(model) as h:
+        model.predict(z, torch.tensor(3), text)
         found = len(h)
-    model.predict_noise(z, torch.tensor(3), text)
+    model.predict(z, torch.tensor(3), text)
 
     assert found == len(layers) == len(h)
     assert all(h_l.ndim == 4 and len(h_l) == 2 for h_l in h)
@@ -355,12 +356,12 @@ def test_the_lower_level_sees_only_safe_data_and_the_upper_only_malicious(
     safe = Examples(images=255 - examples.images, captions=("dog",) * 4)
     texts: list[torch.Tensor] = []
 
-    class Reader(Model):
-        def predict_noise(self, z_t: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    class Reader(UNetModel):
+        def predict(self, z_t: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
             texts.append(text)
-            return super().predict_noise(z_t, t, text)
+            return super().predict(z_t, t, text)
 
-    reader = Reader(**{name: getattr(model, name) for name in Model.__dataclass_fields__})
+    reader = Reader(**{field.name: getattr(model, field.name) for field in fields(model)})
     cat = Examples(images=examples.images, captions=("cat",) * 4)
 
     run(GIFT(steps=2), reader, concept, {"safe": safe, "concept": cat})
@@ -431,9 +432,10 @@ def test_exactly_the_scope_is_released(model: Model, concept: Concept, examples:
     assert all(bool(t.any()) for t in delta.dense.values())
 
 
-def test_a_scope_without_parameters_is_an_error() -> None:
+def test_a_scope_without_parameters_is_an_error(model: Model) -> None:
+    plain = replace(model, unet=torch.nn.Linear(2, 2))  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="expected scope 'attn' to select parameters"):
-        scope_parameters(torch.nn.Linear(2, 2), "attn")
+        scope_parameters(plain, "attn")
 
 
 @pytest.mark.parametrize("fields", [{}, {"noise_ref": "matched", "n_i": 2}, {"ablation": "max", "n_p": 3}])

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.func import functional_call
 import defenses.imma
 from benchmark.diffusion import Model, denoising_loss
 from benchmark.model.adapters import add_adapters
+from benchmark.model.unet import UNetModel
 from benchmark.types import Concept, Delta, Examples
 from defenses.data import draw, latents
 from defenses.imma import IMMA, TARGETS, new_word, projections
@@ -52,10 +54,10 @@ class AdamW:
 def recorded(model: Model, draws: list[tuple[torch.Tensor, ...]]) -> Model:
     """`model` in float64; `draws` collects each (z_0, eps, t)."""
 
-    class Recorded(Model):
-        def add_noise(self, z_0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    class Recorded(UNetModel):
+        def noised(self, z_0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             draws.append((z_0, eps, t))
-            return super().add_noise(z_0, eps, t)
+            return super().noised(z_0, eps, t)
 
         def posterior(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             mean = images[:, :1, ::2, ::2].double().expand(-1, 4, -1, -1)
@@ -64,7 +66,7 @@ def recorded(model: Model, draws: list[tuple[torch.Tensor, ...]]) -> Model:
     copy = model.clone()
     for part in copy.parts.values():
         part.double()
-    return Recorded(**{name: getattr(copy, name) for name in Model.__dataclass_fields__})
+    return Recorded(**{field.name: getattr(copy, field.name) for field in fields(copy)})
 
 
 def run(method: IMMA, model: Model, concept: Concept, examples: Examples) -> tuple[Delta, list[float]]:
@@ -116,9 +118,9 @@ def test_lora_is_the_papers_program_on_merged_weights(
     draws: list[tuple[torch.Tensor, ...]] = []
     small, start = recorded(model, draws), {}
 
-    def spy(unet: Any, **settings: Any) -> Any:
-        found = add_adapters(unet, **settings)
-        start.update({n: p.detach().clone() for n, p in unet.named_parameters() if ".lora_" in n})
+    def spy(model: Model, **settings: Any) -> Any:
+        found = add_adapters(model, **settings)
+        start.update({n: p.detach().clone() for n, p in model.denoiser.named_parameters() if ".lora_" in n})
         return found
 
     monkeypatch.setattr(defenses.imma, "add_adapters", spy)
@@ -214,11 +216,11 @@ def test_optimizers_are_the_releases(
         assert optimizer.defaults["weight_decay"] == 1e-2
     sizes = {"lora": None, "dreambooth": len(list(model.unet.parameters())), "textual_inversion": 1}
     assert len(phi.param_groups[0]["params"]) == (sizes[adaptation] or 2 * len(theta_weights(model)))
-    assert len(theta.param_groups[0]["params"]) == len(projections(model.unet))
+    assert len(theta.param_groups[0]["params"]) == len(projections(model))
 
 
 def theta_weights(model: Model) -> list[str]:
-    return [name for name in projections(model.unet) if name.endswith("weight")]
+    return [name for name in projections(model) if name.endswith("weight")]
 
 
 def test_rates_given_replace_the_tables() -> None:
@@ -289,10 +291,11 @@ def test_every_adaptation_is_a_function_of_its_generator(
 
 
 def test_the_adapter_starts_as_the_identity(model: Model) -> None:
-    unet = model.clone().unet
+    copy = model.clone()
+    unet = copy.denoiser
     z, text = torch.ones(1, *model.latent_shape), model.encode_text(["cat"])
 
-    add_adapters(unet, rank=4, alpha=4, targets=TARGETS, rng=torch.Generator().manual_seed(0))
+    add_adapters(copy, rank=4, alpha=4, targets=TARGETS, rng=torch.Generator().manual_seed(0))
 
     a = torch.cat([p.flatten() for n, p in unet.named_parameters() if ".lora_A." in n])
     assert a.std().item() == pytest.approx(1 / 4, rel=0.1)
@@ -338,9 +341,9 @@ def test_a_loss_that_is_not_finite_stops(model: Model, concept: Concept, example
         run(IMMA(steps=1), broken, concept, examples)
 
 
-def test_a_unet_without_attention_is_an_error() -> None:
+def test_a_unet_without_attention_is_an_error(model: Model) -> None:
     with pytest.raises(ValueError, match="expected parameters named to_q"):
-        projections(torch.nn.Linear(2, 2))
+        projections(replace(model, unet=torch.nn.Linear(2, 2)))  # type: ignore[call-arg]
 
 
 def test_a_draw_keeps_images_with_their_captions(model: Model, examples: Examples) -> None:

@@ -22,6 +22,7 @@ from benchmark.diffusion import Model, sample
 from benchmark.mini import WEIGHTS
 from benchmark.model import perceptual
 from benchmark.model.adapters import add_adapters, low_rank
+from benchmark.model.unet import UNetModel
 from benchmark.types import Concept, Examples
 from defenses import alignment, meta, moderator
 from defenses.decoding import Decoder, Pool
@@ -262,8 +263,8 @@ class Predictor(nn.Module):
 def stub(model: Model) -> Model:
     """`model`, with eps(z_t, t, c) = w z_t + m mean(c)."""
 
-    class Stub(Model):
-        def predict_noise(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    class Stub(UNetModel):
+        def predict(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
             w, m = self.unet.theta
             return w * z_t + m * text.mean((1, 2)).reshape(-1, 1, 1, 1)
 
@@ -351,7 +352,7 @@ def test_every_decoder_step_moves_the_decoder_alone(model: Model, examples: Exam
 def test_every_unet_step_moves_the_adapters_alone(model: Model, examples: Examples) -> None:
     """All of B; A only from the second step, as B starts at zero and Adam's decay is all that A sees before."""
     edited = model.clone().frozen()
-    add_adapters(edited.unet, rank=2, alpha=2, targets=Patronus().targets, rng=rng())
+    add_adapters(edited, rank=2, alpha=2, targets=Patronus().targets, rng=rng())
     before = state(edited)
     losses = little().align(edited, {"concept": examples, "safe": examples}, rng(), hardened=True)
 
@@ -410,7 +411,7 @@ def test_optimizers_have_the_releases_settings(
 
     decoder = sum(p.numel() for n, p in state(model).items() if is_moderator(n))
     edited = model.clone().frozen()
-    add_adapters(edited.unet, rank=2, alpha=2, targets=Patronus().targets, rng=rng())
+    add_adapters(edited, rank=2, alpha=2, targets=Patronus().targets, rng=rng())
     adapters, whole = (sum(p.numel() for p in part) for part in (trainable(edited.unet), edited.unet.parameters()))
     outer = [(count, args[0], kwargs["weight_decay"]) for count, args, kwargs in adams if kwargs]
     assert outer == [
@@ -458,21 +459,21 @@ def test_the_release_is_the_moderator_and_the_adapters(model: Model, concept: Co
 def test_the_delta_is_what_was_trained(model: Model, examples: Examples) -> None:
     """Decoded and predicted with the delta as with the trained parts."""
     edited = model.clone().frozen()
-    layers = add_adapters(edited.unet, rank=2, alpha=4, targets=Patronus().targets, rng=rng())
+    layers = add_adapters(edited, rank=2, alpha=4, targets=Patronus().targets, rng=rng())
     for layer in layers.values():
         B = layer.lora_B["default"].weight
         B.data = torch.randn(B.shape, generator=rng(7))
-    defended = model.with_delta(low_rank(layers))
+    defended = model.with_delta(low_rank(layers, "unet"))
     z, t, text = torch.randn(2, *model.latent_shape, generator=rng()), torch.tensor(5), model.encode_text(["cat", ""])
 
-    torch.testing.assert_close(defended.predict_noise(z, t, text), edited.predict_noise(z, t, text))
-    assert not torch.allclose(defended.predict_noise(z, t, text), model.predict_noise(z, t, text))
+    torch.testing.assert_close(defended.predict(z, t, text), edited.predict(z, t, text))
+    assert not torch.allclose(defended.predict(z, t, text), model.predict(z, t, text))
 
 
 def test_adapters_start_gaussian_and_without_effect(model: Model) -> None:
     edited = model.clone().frozen()
     before = torch.get_rng_state()
-    layers = add_adapters(edited.unet, rank=8, alpha=8, targets=Patronus().targets, rng=rng())
+    layers = add_adapters(edited, rank=8, alpha=8, targets=Patronus().targets, rng=rng())
 
     A = torch.cat([layer.lora_A["default"].weight.flatten() for layer in layers.values()])
     assert torch.equal(before, torch.get_rng_state())
@@ -485,7 +486,7 @@ def test_adapters_start_gaussian_and_without_effect(model: Model) -> None:
 
 def test_a_copy_to_attack_is_all_the_attackers(model: Model) -> None:
     edited = model.clone().frozen()
-    add_adapters(edited.unet, rank=2, alpha=2, targets=Patronus().targets, rng=rng())
+    add_adapters(edited, rank=2, alpha=2, targets=Patronus().targets, rng=rng())
     learner = copied(edited.unet)
 
     for (name, one), (_, other) in zip(edited.unet.named_parameters(), learner.named_parameters(), strict=True):
@@ -500,7 +501,7 @@ def test_u2_attacks_the_whole_unet_and_trains_the_adapters(model: Model) -> None
     """
     edited = model.clone().frozen()
     edited.unet.double()
-    layers = add_adapters(edited.unet, rank=2, alpha=2, targets=Patronus().targets, rng=rng())
+    layers = add_adapters(edited, rank=2, alpha=2, targets=Patronus().targets, rng=rng())
     for layer in layers.values():
         for part in (layer.lora_A["default"], layer.lora_B["default"]):
             part.weight.data = 0.1 * torch.randn(part.weight.shape, generator=rng(3), dtype=torch.float64)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmark.diffusion import Model
-from defenses.sampling import Sampler, mean_length, partial_sample, pndm
+from defenses.sampling import Sampler, mean_length, partial_sample
 
 Predict = Callable[[Tensor, int], Tensor]
 
@@ -83,11 +83,11 @@ def test_compvis_trains_between_39_and_58_levels_above_what_it_drew(
     """With the 50 steps of the release: the level that z_t has, beside t; noise is taken for 961."""
     gaps = set()
 
-    def nothing(model: Model, z: Tensor, t: Tensor, *_: object) -> Tensor:
+    def nothing(_: Model, z: Tensor, t: Tensor, *__: object) -> Tensor:
         reached.append(int(t))
         return torch.zeros_like(z)
 
-    monkeypatch.setattr("defenses.sampling.guided_noise", nothing)
+    monkeypatch.setattr(type(double), "guided", nothing)
     for seed in range(120):
         reached: list[int] = []
         k, _, _, t = drawn(double, "compvis", 50, seed)
@@ -126,7 +126,7 @@ def test_pndm_is_the_multistep_of_the_paper(double: Model) -> None:
 
 def test_pndm_has_the_timesteps_of_sd14s_own_scheduler(model: Model) -> None:
     """Of the 51, a run of the release draws one of the first 50: 961 twice as often as others, and never 1."""
-    assert pndm(model, 50).timesteps.tolist() == [981, 961, *range(961, 0, -20)]
+    assert model.pndm(50).timesteps.tolist() == [981, 961, *range(961, 0, -20)]
 
 
 def test_ddim_stops_at_the_level_it_trains_at(double: Model) -> None:

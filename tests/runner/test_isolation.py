@@ -286,7 +286,7 @@ def test_using_a_base_of_any_family_changes_nothing(family: str, tiny_folders: d
     sealed, model = bench.seal, bench.base
 
     text = model.encode_text(["a cat"])
-    model.predict_noise(torch.randn(1, *model.latent_shape), torch.tensor([3]), text)
+    model.predict(torch.randn(1, *model.latent_shape), torch.tensor([3]), text)
     model.encode_words(model.words(model.ids(["a cat"])))
     model.clone()
 

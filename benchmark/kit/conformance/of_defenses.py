@@ -50,7 +50,7 @@ def delta_applies(method: Defense, model: Model, concept: Concept, examples: Exa
     defended = model.with_delta(delta)
     if set(changed) - {"vae"} or not changed:
         z, t, text = torch.zeros(1, *model.latent_shape), torch.tensor(5), ["cat"]
-        a, b = (m.predict_noise(z, t, m.encode_text(text)) for m in (model, defended))
+        a, b = (m.predict(z, t, m.encode_text(text)) for m in (model, defended))
         expect(torch.equal(a, b) == delta.is_zero, "a delta that changes the noise predicted unless it is zero")
 
 

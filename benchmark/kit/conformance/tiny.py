@@ -11,6 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from benchmark.diffusion import Model
 from benchmark.kit.conformance.expect import seeded
+from benchmark.model.unet import UNetModel
 from benchmark.types import ELSE, Concept, Examples, Prompt
 from metrics.base import Metric
 
@@ -93,7 +94,7 @@ def tiny_pipeline() -> StableDiffusionPipeline:
 def tiny_model() -> Model:
     """The tiny pipeline as methods see it: frozen, on the CPU."""
     pipe = tiny_pipeline()
-    return Model(
+    return UNetModel(
         unet=pipe.unet, vae=pipe.vae, text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer, scheduler=pipe.scheduler
     ).frozen()
 

@@ -5,26 +5,26 @@ A file of this folder says in literals, which are read from its text, what it lo
     PIPELINES = ("StableDiffusionPipeline",)     pipeline classes
     PARTS = ("unet", "vae", "text_encoder")      folders of weights
     SETTINGS = ("tokenizer", "scheduler")        folders without weights
-    FLAGS = ("force_zeros_for_empty_prompt",)    keys of model_index.json that change images; all four must be there
+    FLAGS = ("force_zeros_for_empty_prompt",)    keys of model_index.json that change images
+    OPTIONAL = ("text_encoder_3",)               folders that it reads where they are
+    SCHEDULERS = ()                              its scheduler's classes; empty for Stable Diffusion's noise schedule
 
-and in two functions how:
+All six must be there. Two functions say how:
 
     pipeline(folder, **components) -> DiffusionPipeline   with diffusers' own loader, components given are not loaded
     model(pipe, scheduler) -> Model                       what methods see, derived from `benchmark.diffusion.Model`
 
-Another family is another file. One without a U-Net that predicts noise also needs its own sampler and methods that do
-not ask for such a U-Net: `objections` says which do.
+Another family is another file.
 """
 
 import ast
 import importlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-LITERALS = ("PIPELINES", "PARTS", "SETTINGS", "FLAGS")
+LITERALS = ("PIPELINES", "PARTS", "SETTINGS", "FLAGS", "OPTIONAL", "SCHEDULERS")
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,31 @@ class Family:
     parts: tuple[str, ...]
     settings: tuple[str, ...]
     flags: tuple[str, ...]
+    optional: tuple[str, ...]
+    schedulers: tuple[str, ...]
+
+    @property
+    def denoiser(self) -> str:
+        """The folder of the network that predicts."""
+        return self.parts[0]
+
+    @property
+    def is_flow(self) -> bool:
+        """True for a family that predicts velocities."""
+        return bool(self.schedulers)
 
     @property
     def folders(self) -> tuple[str, ...]:
         """What a model's folder must hold."""
         return self.parts + self.settings
+
+    def present(self, folder: Path) -> tuple[str, ...]:
+        """The optional folders that a model's folder has."""
+        return tuple(part for part in self.optional if (folder / part).is_dir())
+
+    def weights(self, folder: Path) -> tuple[str, ...]:
+        """The folders of weights of a model's folder, with the optional ones that it has."""
+        return (*self.parts, *(part for part in self.present(folder) if not part.startswith("tokenizer")))
 
     @property
     def module(self) -> Any:
@@ -66,39 +86,4 @@ def described(file: Path) -> Family:
 
 def unsupported(index: dict[str, Any], place: object) -> str:
     """Why there is no family for a `model_index.json`."""
-    known = ", ".join(families())
-    what = "has a transformer that predicts velocities" if "transformer" in index else "is none of them"
-    return (
-        f"expected a model with a U-Net that predicts noise ({known}), "
-        f"got {index.get('_class_name')} in {place}, which {what}"
-    )
-
-
-def objections(defenses: Iterable[Any], attacks: Iterable[Any]) -> str:
-    """Which entries of a config need a U-Net that predicts noise, by the reason, and which would not."""
-    reasons: dict[str, list[str]] = {}
-    for defense in defenses:
-        control = defense.method.fidelity == "control"
-        reasons.setdefault(FREE if control else "train the U-Net", []).append(f"defense {defense.label}")
-    for attack in attacks:
-        reasons.setdefault(reason(attack.method), []).append(f"attack {attack.label}")
-    free = reasons.pop(FREE, [])
-    bound = "; ".join(f"{', '.join(labels)}: {why}" for why, labels in reasons.items())
-    rest = f"; {', '.join(free)} would need no more than a sampler for it" if free else ""
-    return f"{bound or 'no method of this config needs it'}{rest}"
-
-
-FREE = "nothing"
-
-
-def reason(attack: Any) -> str:
-    """What an attack needs of a model that others than these families lack."""
-    if attack.changes == "weights":
-        return "train against the noise prediction"
-    if attack.changes == "sampling":
-        return "start inside a DDIM trajectory"
-    if attack.changes == "none" or attack.access == "none" or not hasattr(attack, "search"):
-        return FREE
-    if attack.access == "text encoder":
-        return "search in the tables of CLIP text encoders that the U-Net reads"
-    return "search by the noise prediction"
+    return f"expected a model of {', '.join(families())}, got {index.get('_class_name')} in {place}"

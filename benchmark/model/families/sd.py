@@ -8,12 +8,14 @@ from typing import Any
 
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 
-from benchmark.diffusion import Model
+from benchmark.model.unet import UNetModel
 
 PIPELINES = ("StableDiffusionPipeline",)
 PARTS = ("unet", "vae", "text_encoder")
 SETTINGS = ("tokenizer", "scheduler")
 FLAGS = ()
+OPTIONAL = ()
+SCHEDULERS = ()
 
 
 def pipeline(folder: Path, **components: Any) -> StableDiffusionPipeline:
@@ -30,8 +32,8 @@ def pipeline(folder: Path, **components: Any) -> StableDiffusionPipeline:
     )
 
 
-def model(pipe: Any, scheduler: DDPMScheduler) -> Model:
+def model(pipe: Any, scheduler: DDPMScheduler) -> UNetModel:
     """The model of a pipeline."""
-    return Model(
+    return UNetModel(
         unet=pipe.unet, vae=pipe.vae, text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer, scheduler=scheduler
     )

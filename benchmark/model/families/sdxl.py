@@ -22,16 +22,19 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from benchmark.diffusion import Model, read, tokenize
+from benchmark.model.clip import TwoClips, same_words, tell_end
+from benchmark.model.unet import UNetModel
 
 PIPELINES = ("StableDiffusionXLPipeline",)
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 SETTINGS = ("tokenizer", "tokenizer_2", "scheduler")
 FLAGS = ("force_zeros_for_empty_prompt",)
+OPTIONAL = ()
+SCHEDULERS = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class SDXL(Model):
+class SDXL(TwoClips, UNetModel):
     """Stable Diffusion XL. `empty_is_zero`: the empty text is zeros, as the base was trained, not its encoding."""
 
     text_encoder_2: CLIPTextModelWithProjection
@@ -56,45 +59,20 @@ class SDXL(Model):
 
     @property
     def text_shape(self) -> tuple[int, int]:
-        """`(L + r, D)` of a text that `predict_noise` reads."""
+        """`(L + r, D)` of a text that `predict` reads."""
         length, width = super().text_shape
         return length + self.pooled_rows, width
 
-    def words(self, ids: Tensor) -> Tensor:
-        """Rows of both tables side by side, `(B, L, D_1 + D_2)`; the second encoder has its own padding."""
-        ends = (ids == self.tokenizer.eos_token_id).int()
-        padded = ids.masked_fill(ends.cumsum(-1) > ends, self.tokenizer_2.pad_token_id)
-        return self.rows(ids, padded)
-
-    def rows(self, ids: Tensor, ids_2: Tensor) -> Tensor:
-        """Rows of both tables side by side, for the numbers that each tokenizer gave."""
-        return torch.cat([F.embedding(ids, self.tables[0]), F.embedding(ids_2, self.tables[1])], dim=-1)
-
     def encode_words(self, words: Tensor) -> Tensor:
-        """The encoding `(B, L + r, D)` of a text given as vectors `(B, L, D_1 + D_2)`: gradients reach the words.
-
-        The text ends at the first row of the second encoder's end token, or at the last row.
-        """
-        words_1, words_2 = words.split([table.shape[1] for table in self.tables], dim=-1)
-        one = read(self.text_encoder, words_1, output_hidden_states=True)
-        two = read(self.text_encoder_2, words_2, self.end_ids(words_2), output_hidden_states=True)
+        """The encoding `(B, L + r, D)` of a text given as vectors `(B, L, D_1 + D_2)`: gradients reach the words."""
+        one, two = self.answers(words)
         h = torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1)
         p = F.pad(two.text_embeds, (0, self.pooled_rows * h.shape[-1] - self.pooled_size))
         return torch.cat([h, p.unflatten(1, (self.pooled_rows, -1))], dim=1)
 
-    @torch.no_grad()
-    def end_ids(self, words_2: Tensor) -> Tensor:
-        """Token numbers `(B, L)` of which the second encoder reads one thing only: where the text ends."""
-        end = int(self.tokenizer_2.eos_token_id)
-        ends = (words_2 == self.tables[1][end]).all(-1)
-        last = torch.arange(ends.shape[1], device=ends.device) == ends.shape[1] - 1
-        first = torch.where(ends.any(-1, keepdim=True), ends, last).int().argmax(-1)
-        ids = torch.zeros(ends.shape, dtype=torch.long, device=ends.device)
-        return ids.scatter(1, first[:, None], end)
-
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """The encoding of texts `(B, L + r, D)`, each tokenizer with its own rules; see `empty_is_zero`."""
-        text = self.encode_words(self.rows(self.ids(texts), tokenize(self.tokenizer_2, texts).to(self.device)))
+        text = self.encode_words(self.spelled(texts))
         if self.empty_is_zero:
             said = torch.tensor([bool(t) for t in texts], device=text.device)
             text = text * said[:, None, None]
@@ -126,17 +104,12 @@ def pipeline(folder: Path, **components: Any) -> StableDiffusionXLPipeline:
 def model(pipe: Any, scheduler: DDPMScheduler) -> SDXL:
     """The model of a pipeline; its second encoder may be missing where no text is read.
 
-    An encoder with CLIP's old number for the end token takes the token with the largest number for the end, which is
-    right until a word is learned. It is told the real one.
-
     Raises:
         ValueError: its tokenizers have different words, so that no prompt is one prompt.
     """
     if pipe.text_encoder_2 is not None:
-        end = pipe.tokenizer_2.eos_token_id
-        pipe.text_encoder_2.config.eos_token_id = pipe.text_encoder_2.text_model.eos_token_id = end
-    if pipe.tokenizer.get_vocab() != pipe.tokenizer_2.get_vocab():
-        raise ValueError("expected two tokenizers with the same words, got others: is tokenizer_2 of another model?")
+        tell_end(pipe.text_encoder_2, pipe.tokenizer_2)
+    same_words(pipe.tokenizer, pipe.tokenizer_2)
     return SDXL(
         unet=pipe.unet,
         vae=pipe.vae,

@@ -33,7 +33,7 @@ class Names:
 
 def known(model: Model | None) -> list[Any]:
     """The owners, looked up anew when modules were imported since, or another base was loaded."""
-    now = (len(sys.modules), model and model.unet)
+    now = (len(sys.modules), model and model.denoiser)
     if LAST.get("asked") != now:
         LAST.update(asked=now, owners=list(owners(model)))
     found: list[Any] = LAST["owners"]

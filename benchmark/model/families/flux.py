@@ -1,0 +1,153 @@
+"""FLUX.1: a joint transformer on packed latents; T5 is its text, and CLIP gives one pooled vector.
+
+    h(c) = T5(c)                            (B, S, J)
+    p(c)                                    CLIP's pooled hidden state, (B, P)
+    v    = v_theta(pack(z_s), s, h, p, g)   2 x 2 latents make a token; g is the guidance that dev was distilled with
+
+A text is [h; p] as one tensor `(B, S + r, J)`: p fills the last r = ceil(P / J) rows, with zeros behind it.
+-dev takes the guidance as a number, in one pass; what is trained is trained at g = 1, as the training scripts do.
+-schnell takes none, and is drawn in four steps. S is what the T5 tokenizer reads at most: 512, and 256 for schnell.
+A text given as word vectors has no T5: FLUX's words cannot be searched for.
+
+Licence: -dev FLUX.1 non-commercial, gated; -schnell Apache-2.0. 11.9 B parameters beside T5-XXL's 4.8 B.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import T5EncoderModel
+
+from benchmark.model.flow import FlowModel, shift_of
+
+PIPELINES = ("FluxPipeline",)
+PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
+SETTINGS = ("tokenizer", "tokenizer_2", "scheduler")
+FLAGS = ()
+OPTIONAL = ()
+SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flux(FlowModel):
+    """FLUX.1, -dev or -schnell."""
+
+    density: ClassVar[Literal["logit-normal", "uniform"]] = "uniform"
+
+    text_encoder_2: T5EncoderModel
+    tokenizer_2: Any
+
+    @property
+    def listeners(self) -> tuple[tuple[str, str], ...]:
+        """T5."""
+        return (("tokenizer_2", "text_encoder_2"),)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """`(C, h, w)` of a latent at the VAE's native size."""
+        side = int(self.vae.config.sample_size) // 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return int(self.config.in_channels) // 4, side, side
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens an image is: one for each 2 x 2 latents."""
+        _, height, width = self.latent_shape
+        return height * width // 4
+
+    @property
+    def pooled_rows(self) -> int:
+        """r, the rows of a text that hold p."""
+        return ceil(int(self.config.pooled_projection_dim) / int(self.config.joint_attention_dim))
+
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        """`(S + r, J)`."""
+        return int(self.tokenizer_2.model_max_length) + self.pooled_rows, int(self.config.joint_attention_dim)
+
+    def encode_words(self, words: Tensor) -> Tensor:
+        """Nothing: T5 reads spelled texts alone.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("expected a spelled text for FLUX, got word vectors: T5 reads it, and has no words to search.")
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """The encoding of texts, `(B, S + r, J)`."""
+        h = self.heard(texts, int(self.tokenizer_2.model_max_length))
+        p = self.text_encoder(self.ids(texts)).pooler_output
+        p = F.pad(p, (0, self.pooled_rows * h.shape[-1] - p.shape[-1]))
+        return torch.cat([h, p.unflatten(1, (self.pooled_rows, -1)).to(h)], dim=1)
+
+    def guided(self, z_t: Tensor, t: Tensor, text: Tensor, null: Tensor, scale: float) -> Tensor:
+        """The prediction at this guidance, which is a number that the transformer reads, or does not."""
+        s = t.to(z_t).expand(len(z_t))
+        with self.mixed():
+            out = self.velocity(z_t, s, text, scale).to(z_t.dtype)
+        self.meter.count(out)
+        return out
+
+    def guided_passes(self, scale: float) -> int:
+        """One: guidance is distilled."""
+        return 1
+
+    def velocity(self, z_s: Tensor, s: Tensor, text: Tensor, guidance: float = 1.0) -> Tensor:
+        """v of the transformer, which reads 2 x 2 latents as one token."""
+        r, size = self.pooled_rows, int(self.config.pooled_projection_dim)
+        _, _, height, width = z_s.shape
+        out: Tensor = self.transformer(
+            hidden_states=pack(z_s),
+            timestep=s,
+            guidance=torch.full_like(s, guidance) if self.config.guidance_embeds else None,
+            pooled_projections=text[:, -r:].flatten(1)[:, :size],
+            encoder_hidden_states=text[:, :-r],
+            txt_ids=z_s.new_zeros(text.shape[1] - r, 3),
+            img_ids=places(height // 2, width // 2, z_s),
+        ).sample
+        return unpack(out, height, width)
+
+    def spacing(self, steps: int) -> dict[str, Any]:
+        """Sigmas from 1 to 1 / steps, and mu of the number of tokens."""
+        return {
+            "sigmas": np.linspace(1.0, 1 / steps, steps),
+            "mu": shift_of(self.scheduler.config, self.tokens),
+        }
+
+
+def pack(z: Tensor) -> Tensor:
+    """`(B, C, h, w)` as tokens `(B, h w / 4, 4 C)`."""
+    b, c, h, w = z.shape
+    return z.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
+
+
+def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Tokens `(B, h w / 4, 4 C)` as `(B, C, h, w)`."""
+    b, _, c = tokens.shape
+    grid = tokens.reshape(b, height // 2, width // 2, c // 4, 2, 2)
+    return grid.permute(0, 3, 1, 4, 2, 5).reshape(b, c // 4, height, width)
+
+
+def places(height: int, width: int, like: Tensor) -> Tensor:
+    """Where each token is: `(h w, 3)` of zero, row and column."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3).to(like)
+
+
+def pipeline(folder: Path, **components: Any) -> FluxPipeline:
+    """The pipeline of a folder."""
+    return FluxPipeline.from_pretrained(
+        folder, use_safetensors=True, local_files_only=True, image_encoder=None, feature_extractor=None, **components
+    )
+
+
+def model(pipe: Any, scheduler: FlowMatchEulerDiscreteScheduler) -> Flux:
+    """The model of a pipeline."""
+    names = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    return Flux(**{name: getattr(pipe, name) for name in names}, scheduler=scheduler)

@@ -1,0 +1,264 @@
+"""Flow transformers: our sampler is the stock pipelines', our losses the training scripts', and U-Nets did not move."""
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmark.diffusion import Model, denoising_loss, difference, sample
+from benchmark.model.adapters import add_adapters, low_rank
+from benchmark.model.bases import load
+from benchmark.model.families.flux import pack, unpack
+from benchmark.model.flow import FlowModel
+from benchmark.model.weights import family_of
+from defenses.esd import ESD
+from tests import pipelines
+
+FLOWS = ("sd3", "sd3-t5", "flux", "schnell")
+STEPS = ((4, 3.5), (7, 1.0))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: pipelines.write(name, tmp_path_factory.mktemp(name)) for name in FLOWS}
+
+
+@pytest.fixture(scope="module")
+def models(folders: dict[str, Path]) -> dict[str, FlowModel]:
+    return {name: load(folder) for name, folder in folders.items()}  # type: ignore[misc]
+
+
+def noise(model: Model, n: int = 2, seed: int = 0) -> Tensor:
+    return torch.randn(n, *model.latent_shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def texts(model: Model) -> tuple[Tensor, Tensor]:
+    return model.encode_text(["a cat", "dog"]), model.encode_text(["", ""])
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_sampling_is_the_stock_pipelines(name: str, folders: dict[str, Path], models: dict[str, FlowModel]) -> None:
+    model = models[name]
+    pipe = family_of(folders[name]).module.pipeline(folders[name], dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    z, (text, null) = noise(model), texts(model)
+    assert text.shape[1:] == model.text_shape
+    size = {"height": 8, "width": 8, "output_type": "latent", "max_sequence_length": 10}
+    for steps, guidance in STEPS:
+        ours = sample(model, z, text, null, steps=steps, guidance=guidance)
+        settings = {**size, "num_inference_steps": steps, "guidance_scale": guidance}
+        if name.startswith("sd3"):
+            theirs = pipe(prompt=["a cat", "dog"], negative_prompt="", latents=z.clone(), **settings).images
+        else:
+            packed = pipe(prompt=["a cat", "dog"], latents=pack(z), **settings).images
+            theirs = unpack(packed, *model.latent_shape[1:])
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+class Line(FlowModel):
+    """A transformer that knows the answer: v = eps - z_0, for one pair."""
+
+    pair: ClassVar[tuple[Tensor, Tensor]]
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return 4, 4, 4
+
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        return 3, 2
+
+    @property
+    def tokens(self) -> int:
+        return 16
+
+    def velocity(self, z_s: Tensor, s: Tensor, text: Tensor) -> Tensor:
+        z_0, eps = self.pair
+        return eps - z_0
+
+
+def line(**settings: Any) -> Line:
+    Line.pair = (torch.full((1, 4, 4, 4), 2.0), torch.ones(1, 4, 4, 4))
+    names = ("vae", "text_encoder", "tokenizer")
+    layer = torch.nn.Linear(1, 1)
+    return Line(transformer=layer, scheduler=FlowMatchEulerDiscreteScheduler(**settings), **dict.fromkeys(names))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("settings", [{}, {"shift": 3.0}, {"use_dynamic_shifting": True}])
+@pytest.mark.parametrize("steps", [1, 7])
+def test_euler_reaches_the_image_along_a_line(settings: dict[str, Any], steps: int) -> None:
+    model = line(**settings)
+    z_0, eps = model.pair
+    text = torch.zeros(1, 3, 2)
+
+    torch.testing.assert_close(sample(model, eps, text, text, steps=steps, guidance=1.0), z_0)
+
+
+def test_a_training_time_is_an_entry_of_the_scripts_table() -> None:
+    """SD 3's script: logit-normal u, index floor(1000 u) of the shifted table; FLUX': uniform, of the plain one."""
+    model = line(shift=3.0)
+    table = torch.linspace(1, 1000, 1000).flip(0) / 1000
+    table = 3 * table / (1 + 2 * table)
+    u = torch.randn(64, generator=torch.Generator().manual_seed(5)).sigmoid()
+
+    drawn = model.times(64, rng=torch.Generator().manual_seed(5))
+
+    torch.testing.assert_close(drawn, table[(u * 1000).long()])
+
+
+def test_the_loss_is_the_scripts(models: dict[str, FlowModel]) -> None:
+    model = models["sd3"]
+    z_0, (text, _) = noise(model, seed=3), texts(model)
+    g = torch.Generator().manual_seed(4)
+    s = model.times(2, rng=g).reshape(-1, 1, 1, 1)
+    eps = torch.randn(z_0.shape, generator=g)
+    z_s = (1 - s) * z_0 + s * eps
+    rows = model.pooled_rows  # type: ignore[attr-defined]
+    v = model.transformer(
+        hidden_states=z_s,
+        timestep=1000 * s.flatten(),
+        encoder_hidden_states=text[:, :-rows],
+        pooled_projections=text[:, -rows:].flatten(1)[:, :40],
+    ).sample
+
+    loss = denoising_loss(model, z_0, text, rng=torch.Generator().manual_seed(4))
+
+    torch.testing.assert_close(loss, F.mse_loss(v, eps - z_0))
+
+
+def test_packing_is_undone() -> None:
+    z = torch.arange(2 * 4 * 4 * 6.0).reshape(2, 4, 4, 6)
+
+    assert torch.equal(unpack(pack(z), 4, 6), z)
+    assert pack(z).shape == (2, 6, 16)
+
+
+def test_noise_and_image_are_found_again() -> None:
+    model = line()
+    z_0, eps, s = torch.randn(3, 4, 4, 4), torch.randn(3, 4, 4, 4), torch.tensor([0.1, 0.5, 0.9])
+    z_s, v = model.noised(z_0, eps, s), model.target(z_0, eps, s)
+
+    torch.testing.assert_close(model.to_clean(z_s, v, s), z_0)
+    torch.testing.assert_close(model.to_noise(z_s, v, s), eps)
+
+
+def test_gradients_reach_word_vectors_by_both_ways(models: dict[str, FlowModel]) -> None:
+    """Through the hidden states, and through the pooled vector."""
+    model = models["sd3"]
+    words = model.words(model.ids(["cat"])).detach().requires_grad_()
+    rows = model.pooled_rows  # type: ignore[attr-defined]
+    text = model.encode_words(words)
+
+    for part in (text[:, :-rows], text[:, -rows:]):
+        (gradient,) = torch.autograd.grad(part.square().sum(), words, retain_graph=True)
+        assert float(gradient.abs().sum()) > 0
+
+
+def test_a_second_image_attention_is_not_the_text() -> None:
+    """SD 3.5-medium has one, called attn2 as the attention to the text of a U-Net is."""
+    from diffusers import SD3Transformer2DModel
+
+    sizes = {"sample_size": 4, "patch_size": 1, "in_channels": 4, "out_channels": 4, "attention_head_dim": 8}
+    sizes |= {"num_attention_heads": 2, "joint_attention_dim": 32, "caption_projection_dim": 16}
+    transformer = SD3Transformer2DModel(**sizes, num_layers=2, pooled_projection_dim=40, dual_attention_layers=(0,))
+    model = replace(line(), transformer=transformer)
+
+    names = {name for name, _ in transformer.named_parameters()}
+    assert any(".attn2." in name for name in names)
+    for scope in ("x", "x-strict", "u"):
+        assert not any(".attn2." in name for name in model.scope(scope)), scope  # type: ignore[arg-type]
+    assert any(".attn2." in name for name in model.scope("selfattn"))
+    kinds = {name.split(".attn.")[1].split(".")[0] for name in model.scope("x-strict")}
+    assert kinds == {"add_k_proj", "add_v_proj"}
+    assert model.scope("full") == names
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_merged_adapters_predict_what_they_did(name: str, models: dict[str, FlowModel]) -> None:
+    model = models[name]
+    attacked, (text, _) = model.clone(), texts(model)
+    rng = torch.Generator().manual_seed(0)
+    layers = add_adapters(attacked, rank=2, alpha=4, targets=("to_q", "to_k", "to_v", "to_out.0"), rng=rng)
+    assert any("add_q_proj" in layer for layer in layers)
+    for layer in layers.values():
+        layer.lora_B["default"].weight.data.normal_(generator=rng)
+    z, s = noise(model), torch.tensor([0.3, 0.8])
+
+    merged = model.with_delta(low_rank(layers, "transformer"))
+
+    with torch.no_grad():
+        on = attacked.predict(z, s, text)
+        torch.testing.assert_close(merged.predict(z, s, text), on, atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(on, model.predict(z, s, text))
+
+
+def test_esd_without_eta_aims_at_the_empty_text(models: dict[str, FlowModel]) -> None:
+    model = models["sd3"]
+    z, s, (text, null) = noise(model), torch.tensor(0.6), texts(model)
+    c, empty = text[:1].expand(2, -1, -1), null[:1].expand(2, -1, -1)
+    with torch.no_grad():
+        loss = ESD(eta=0.0).loss(model, model, z, s, c, empty)
+        wanted = F.mse_loss(model.predict(z, s, c), model.predict(z, s, empty))
+    torch.testing.assert_close(loss, wanted)
+
+
+def test_a_distilled_guidance_is_read_by_dev_alone(models: dict[str, FlowModel]) -> None:
+    for name, reads in (("flux", True), ("schnell", False)):
+        model = models[name]
+        z, (text, null) = noise(model), texts(model)
+        with torch.no_grad():
+            low, high = (model.guided(z, torch.tensor(0.5), text, null, scale) for scale in (1.0, 8.0))
+        assert torch.equal(low, high) != reads, name
+        assert model.guided_passes(8.0) == 1
+
+
+def test_float16_is_refused(models: dict[str, FlowModel]) -> None:
+    with pytest.raises(ValueError, match="overflows"):
+        replace(models["sd3"], precision="float16")
+
+
+def test_flux_words_cannot_be_searched(models: dict[str, FlowModel]) -> None:
+    model = models["flux"]
+    with pytest.raises(ValueError, match="T5"):
+        model.encode_words(model.words(model.ids(["cat"])))
+
+
+def test_latents_and_images_are_shifted_as_the_pipeline_does(models: dict[str, FlowModel]) -> None:
+    model = models["sd3"]
+    z = noise(model)
+
+    torch.testing.assert_close(model.from_latent(model.to_latent(z)), z)
+    torch.testing.assert_close(model.to_latent(z), (z - 0.0609) * 1.5305)
+
+
+def test_a_delta_names_the_transformer(models: dict[str, FlowModel]) -> None:
+    model = models["sd3"]
+    changed = model.clone()
+    with torch.no_grad():
+        changed.transformer.proj_out.bias.add_(1.0)
+
+    assert set(difference(changed, model).dense) == {"transformer.proj_out.bias"}
+
+
+# U-Nets.
+
+
+@pytest.mark.parametrize("steps", [4, 6, 7, 12, 25, 50, 999])
+def test_ddim_is_diffusers_to_the_bit(model: Model, steps: int) -> None:
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    theirs = DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    theirs.set_timesteps(steps)
+    times = model.trajectory(steps)
+    g = torch.Generator().manual_seed(steps)
+    z, eps = torch.randn(2, 4, 4, 4, generator=g), torch.randn(2, 4, 4, 4, generator=g)
+
+    assert torch.equal(times[:-1], theirs.timesteps)
+    for t, t_next in pairwise(times):
+        assert torch.equal(model.step(z, eps, t, t_next), theirs.step(eps, t, z).prev_sample)
