@@ -7,7 +7,7 @@ wanted. So a few of a million rows cost the memory of a few.
 import re
 from collections.abc import Callable, Iterator
 from decimal import Decimal, InvalidOperation
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 import numpy as np
@@ -74,7 +74,16 @@ def captions(rows: Pictures, base: Path, kind: str, keep: Callable[[str], bool])
     if (found["file"] == "").any():
         names = ", ".join(rows.known.file)
         raise DataError(f"expected the image of each row of {table} ({names}), got rows without: add the column.")
+    if (away := found.loc[found["file"].map(leaves), "file"]).size:
+        got = shown(str(away.iloc[0]))
+        raise DataError(f"expected images inside {folder}, got {got} in {table}: a table names what lies beside it.")
     return found.assign(file=[str(folder / name) for name in found["file"]])
+
+
+def leaves(name: str) -> bool:
+    """Whether a relative path leads out of its folder, here or on Windows."""
+    path = PureWindowsPath(name)
+    return bool(path.anchor) or ".." in path.parts
 
 
 def canonical(
