@@ -75,6 +75,12 @@ def caption(label: Label, rng: np.random.Generator, full: float) -> tuple[str, L
     return template.format(object=named, style=said.style, background=said.background), said
 
 
+def caption_texts(labels: list[Label], each: int, *, seed: int) -> list[str]:
+    """So many captions of every label, in order, then the empty one."""
+    rng = np.random.default_rng(seed)
+    return [caption(label, rng, full=0.8)[0] for label in labels for _ in range(each)] + [""]
+
+
 class Art:
     """Sprites of the known objects in the four styles, and of hundreds of other emoji.
 

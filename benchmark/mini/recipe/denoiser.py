@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from benchmark.mini.recipe.dataset import Art, Label, as_tensor, caption, every_label
+from benchmark.mini.recipe.dataset import Art, Label, as_tensor, caption_texts, every_label
 from benchmark.mini.recipe.loop import train
 from benchmark.mini.recipe.pool import SCHEDULE
 
@@ -48,8 +48,7 @@ def encode_captions(
     tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, combinations: list[Label], *, seed: int
 ) -> Tensor:
     """`CAPTIONS_EACH` captions of every combination, then the empty one last: `(M, 77, 192)`."""
-    rng = np.random.default_rng(seed)
-    texts = [caption(label, rng, full=0.8)[0] for label in combinations for _ in range(CAPTIONS_EACH)] + [""]
+    texts = caption_texts(combinations, CAPTIONS_EACH, seed=seed)
     ids = tokenizer(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
     return torch.cat([text_encoder(part)[0] for part in ids.split(256)])
 

@@ -1,5 +1,6 @@
-"""Make the mini model from nothing: `python -m benchmark.mini.recipe.train --build build/mini`.
+"""Make the embedded models from nothing: `python -m benchmark.mini.recipe.train --build build/mini`.
 
+`--part flow` makes the flow model on what the package has of the first: its autoencoder, text encoder and tokenizer.
 Stages run in order and are skipped when their result is in the build folder; each resumes from its checkpoint.
 Deterministic for a seed, a machine and a number of threads. About 100 minutes on 2 cores; needs npm for the art.
 """
@@ -11,7 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    PNDMScheduler,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from benchmark.mini import WEIGHTS
@@ -22,6 +29,7 @@ from benchmark.mini.recipe.cards import write_cards
 from benchmark.mini.recipe.clip import train_judge, train_text_encoder
 from benchmark.mini.recipe.dataset import Art
 from benchmark.mini.recipe.denoiser import train_denoiser
+from benchmark.mini.recipe.flow import train_flow
 from benchmark.mini.recipe.pool import SCHEDULE, judged_pool, plain_pool
 from benchmark.mini.recipe.words import train_tokenizer
 
@@ -74,9 +82,22 @@ STAGES: dict[str, Callable[[Path], None]] = {
 LAST = ("cards", "install", "calibrate")
 
 
+def flow(build: Path, weights: Path = WEIGHTS) -> None:
+    """Train the flow model where it is not trained yet, on an accelerator if there is one, and install it."""
+    if not (build / "flow").exists():
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        train_flow(Art(build / "art", others=False), weights / "pipeline", build, seed=SEED + 6, device=device)
+    shutil.rmtree(weights / "flow", ignore_errors=True)
+    found = StableDiffusion3Pipeline.from_pretrained(build / "flow", text_encoder_3=None, tokenizer_3=None)
+    found.to(torch.float16).save_pretrained(weights / "flow")
+    shutil.copy(build / "flow.csv", weights / "losses")
+    strip_paths(weights / "flow")
+
+
 def install(build: Path, target: Path = WEIGHTS) -> None:
     """Copy the finished models in half precision to where the package looks for them, with their loss logs."""
-    shutil.rmtree(target, ignore_errors=True)
+    for name in ("pipeline", "judge", "second", "image_tower"):
+        shutil.rmtree(target / name, ignore_errors=True)
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(build / "vae"),
         text_encoder=CLIPTextModel.from_pretrained(build / "text_encoder"),
@@ -93,7 +114,7 @@ def install(build: Path, target: Path = WEIGHTS) -> None:
     from transformers import CLIPVisionModel
 
     CLIPVisionModel.from_pretrained(build / "image_tower").half().save_pretrained(target / "image_tower")
-    (target / "losses").mkdir()
+    (target / "losses").mkdir(exist_ok=True)
     for log in sorted(build.glob("*.csv")):
         shutil.copy(log, target / "losses")
     strip_paths(target)
@@ -112,11 +133,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", type=Path, default=Path("build/mini"))
     parser.add_argument("--stage", choices=[*STAGES, *LAST], action="append")
+    parser.add_argument("--part", choices=["flow"], help="the flow model, instead of all the rest")
     parser.add_argument("--threads", type=int, default=0)
     asked = parser.parse_args()
     if asked.threads:
         torch.set_num_threads(asked.threads)
     fetch(asked.build / "art")
+    if asked.part:
+        flow(asked.build)
+        return
     for name in asked.stage or [*STAGES, *LAST]:
         if name == "cards":
             write_cards()
