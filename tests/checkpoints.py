@@ -31,7 +31,10 @@ def weights(model: Model, part: str = "unet") -> Tensors:
 
 def changed(tensors: Mapping[str, Tensor], pattern: str = r"attn2\.to_[kv]") -> Tensors:
     """The tensors, those whose names match with noise on top."""
-    return {n: t + seeded(t.shape, n, 0.1 * float(t.std())) if re.search(pattern, n) else t for n, t in tensors.items()}
+    return {
+        n: t + seeded(t.shape, n, 0.1 * max(float(t.std()), 0.01)) if re.search(pattern, n) else t
+        for n, t in tensors.items()
+    }
 
 
 def only(tensors: Mapping[str, Tensor], pattern: str = r"attn2\.to_[kv]") -> Tensors:

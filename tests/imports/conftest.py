@@ -6,6 +6,5 @@ from benchmark.imports import read, unpickle
 
 
 @pytest.fixture(autouse=True)
-def _here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "apart" not in request.keywords:
-        monkeypatch.setattr(read, "unpickled", unpickle.main)
+def _here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read, "unpickled", unpickle.main)
