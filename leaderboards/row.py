@@ -188,7 +188,8 @@ class Row:
         Imported weights that do not erase have none: the concept was never away.
         """
         doubted = self.cells["reason"].fillna("").str.startswith(UNERASED)
-        weights = self.cells[(self.cells["kind"] == "weights") & ~doubted]
+        told = ~self.cells["concept"].isin(self.cells.loc[doubted, "concept"])
+        weights = self.cells[(self.cells["kind"] == "weights") & told]
         for _, pair in weights.groupby(["concept", "seed", "defense_seed"]):
             yield [(str(attack), _course(run, self.tau)) for attack, run in pair.groupby("attack")]
 
