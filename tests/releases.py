@@ -15,11 +15,11 @@ from benchmark.diffusion import Model
 from tests import checkpoints as c
 
 Made = dict[str, Tensor]
-Maker = Callable[[Model, Path], Made]
+Maker = Callable[[Model, Path, Path], Made]  # the base, where the source goes, and the base's folder
 TEXT = "text_encoder"
 
 
-def full(model: Model, path: Path) -> Made:
+def full(model: Model, path: Path, base: Path) -> Made:
     """A whole U-Net's state dict."""
     x = c.changed(c.weights(model))
     c.saved(x, path)
@@ -29,7 +29,7 @@ def full(model: Model, path: Path) -> Made:
 def partial(pattern: str, dtype: torch.dtype = torch.float32) -> Maker:
     """Some of the U-Net's tensors."""
 
-    def make(model: Model, path: Path) -> Made:
+    def make(model: Model, path: Path, base: Path) -> Made:
         own = c.only(c.weights(model), pattern)
         x = {name: value.to(dtype) for name, value in c.changed(own, pattern).items()}
         c.saved(x, path)
@@ -39,7 +39,7 @@ def partial(pattern: str, dtype: torch.dtype = torch.float32) -> Maker:
     return make
 
 
-def nested(model: Model, path: Path) -> Made:
+def nested(model: Model, path: Path, base: Path) -> Made:
     """ESD's alt: a mapping of modules, each with its own state dict."""
     x = c.only(c.changed(c.weights(model)))
     modules: dict[str, dict[str, Tensor]] = {}
@@ -50,7 +50,7 @@ def nested(model: Model, path: Path) -> Made:
     return c.prefixed("unet.", x)
 
 
-def with_header(model: Model, path: Path) -> Made:
+def with_header(model: Model, path: Path, base: Path) -> Made:
     """ESD's newest trainer: what was trained, on what, stands in the header."""
     x = c.only(c.changed(c.weights(model)))
     header = {"component": "unet", "family": "sd", "train_method": "esd-x", "erase_concept": "Van Gogh"}
@@ -58,7 +58,7 @@ def with_header(model: Model, path: Path) -> Made:
     return c.prefixed("unet.", x)
 
 
-def text_state(model: Model, path: Path) -> Made:
+def text_state(model: Model, path: Path, base: Path) -> Made:
     """AdvUnlearn's text encoder: names of before transformers 5, behind `text_encoder.`, with a buffer."""
     x = c.changed(c.weights(model, TEXT), r"mlp|self_attn")
     ids = torch.arange(model.tokenizer.model_max_length)[None]
@@ -66,7 +66,7 @@ def text_state(model: Model, path: Path) -> Made:
     return c.prefixed(f"{TEXT}.", x)
 
 
-def text_folder(model: Model, path: Path) -> Made:
+def text_folder(model: Model, path: Path, base: Path) -> Made:
     """A text encoder's folder, as transformers 4 wrote it."""
     x = c.changed(c.weights(model, TEXT), r"mlp|self_attn")
     c.saved(c.old_text(x), path / "model.safetensors")
@@ -74,7 +74,7 @@ def text_folder(model: Model, path: Path) -> Made:
     return c.prefixed(f"{TEXT}.", x)
 
 
-def unet_folder(model: Model, path: Path) -> Made:
+def unet_folder(model: Model, path: Path, base: Path) -> Made:
     """A U-Net's folder."""
     changed = model.clone()
     changed.denoiser.load_state_dict(c.changed(c.weights(model)))
@@ -82,28 +82,24 @@ def unet_folder(model: Model, path: Path) -> Made:
     return c.prefixed("unet.", c.weights(changed))
 
 
-def two_parts(model: Model, path: Path) -> Made:
+def two_parts(model: Model, path: Path, base: Path) -> Made:
     """Concept Ablation's and MIMA's mapping: whole weights, whatever the name `delta` says."""
     x, y = c.only(c.changed(c.weights(model))), c.changed(c.weights(model, TEXT), "mlp")
     c.saved({"unet": x, "text_encoder": c.old_text(y)}, path)
     return c.prefixed("unet.", x) | c.prefixed(f"{TEXT}.", y)
 
 
-def pipeline(model: Model, path: Path) -> Made:
+def pipeline(model: Model, path: Path, base: Path) -> Made:
     """A pipeline's folder, every part of it."""
     from benchmark.model.families.sd import pipeline as opened
 
     changed = model.clone()
     changed.denoiser.load_state_dict(c.changed(c.weights(model)))
-    assert BASE is not None
-    opened(BASE, **changed.components).save_pretrained(path)
+    opened(base, **changed.components).save_pretrained(path)
     return c.prefixed("unet.", c.weights(changed))
 
 
-BASE: Path | None = None  # the tiny base's folder, for makers that need its tokenizer and its settings
-
-
-def compvis(model: Model, path: Path) -> Made:
+def compvis(model: Model, path: Path, base: Path) -> Made:
     """A whole CompVis checkpoint: the moving average in it is the original."""
     x, own = c.changed(c.weights(model)), c.weights(model)
     ema = {"model_ema." + n.removeprefix("model.").replace(".", ""): v for n, v in c.ldm_unet(model, own).items()}
@@ -114,21 +110,21 @@ def compvis(model: Model, path: Path) -> Made:
     return c.prefixed("unet.", x)
 
 
-def compvis_part(model: Model, path: Path) -> Made:
+def compvis_part(model: Model, path: Path, base: Path) -> Made:
     """A few layers of CompVis' U-Net, of which the converter of diffusers alone would drop some."""
     x = c.only(c.changed(c.weights(model)))
     c.saved({"state_dict": c.ldm_unet(model, x)}, path)
     return c.prefixed("unet.", x)
 
 
-def decoder(model: Model, path: Path) -> Made:
+def decoder(model: Model, path: Path, base: Path) -> Made:
     """Patronus' decoder, trained on several GPUs."""
     x = c.only(c.changed(c.weights(model, "vae"), "decoder"), "decoder|post_quant")
     c.saved({"state_dict": c.ldm_vae(x, prefix="module.first_stage_model."), "loop": 3}, path)
     return c.prefixed("vae.", x)
 
 
-def peft_ldm(model: Model, path: Path) -> Made:
+def peft_ldm(model: Model, path: Path, base: Path) -> Made:
     """PEFT on CompVis' layers, in a folder of its own."""
     given = c.pairs(model)
     layers = int(model.unet.config.layers_per_block)  # type: ignore[attr-defined]
@@ -137,14 +133,14 @@ def peft_ldm(model: Model, path: Path) -> Made:
     return c.merged(model, given, 4.0)
 
 
-def spm(model: Model, path: Path) -> Made:
+def spm(model: Model, path: Path, base: Path) -> Made:
     """SPM's membranes: rank 1."""
     given = c.pairs(model, 1, r"attn[12]\.to_(q|k|v|out\.0)$|ff\.net\.(0\.proj|2)$|proj_(in|out)$")
     c.saved(c.kohya(given, 0.5), path)
     return c.merged(model, given, 0.5)
 
 
-def flux_lora(model: Model, path: Path) -> Made:
+def flux_lora(model: Model, path: Path, base: Path) -> Made:
     """EraseAnything's adapters on FLUX's attention, bfloat16."""
     given = c.pairs(model, 2, r"transformer_blocks\.\d\.attn\.add_[kq]_proj$", "transformer")
     given = {name: (down.bfloat16(), up.bfloat16()) for name, (down, up) in given.items()}
@@ -152,7 +148,7 @@ def flux_lora(model: Model, path: Path) -> Made:
     return c.merged(model, given, 1.0, "transformer")
 
 
-def flux_part(model: Model, path: Path) -> Made:
+def flux_part(model: Model, path: Path, base: Path) -> Made:
     """UCE's edit of FLUX."""
     pattern = r"^context_embedder\.weight|text_embedder\.linear_1\.weight"
     x = c.only(c.changed(c.weights(model, "transformer"), pattern), pattern)

@@ -60,7 +60,9 @@ def import_(
                 label(text)
             except ValueError as error:
                 raise ConfigError(f"{option}: {error}.") from error
-        folder = out_folder or Path("imports") / "".join(c if c.isalnum() else "-" for c in f"{method}-{concept}")
+        folder = out_folder or Path("imports") / "".join(
+            c if c.isalnum() or c in "._" else "-" for c in f"{method}-{concept}"
+        )
         note = run(
             source,
             folder,

@@ -10,6 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
 from benchmark.config.imported import NOTE, SCHEMA
 from benchmark.diffusion import Model
 from benchmark.errors import DataError, FolderError, clipped
@@ -27,10 +30,13 @@ from benchmark.store.artifacts import save_delta
 from benchmark.store.files import sha256, share
 from benchmark.types import Delta
 
-GATED = {"spm", "unhype", "receler", "latent_guard"}  # methods that look at the prompt before they change anything
+GATED = {"spm", "unhype", "receler"}  # methods that look at the prompt before they change anything
 MADE_ON = "base_model_id"  # in the header of ESD's newest trainer
 PROMPTED = "looks at the prompt first, which merged weights do not: this is another method"
 TOLD = 5  # names in a message
+
+for library in (diffusers_logging, transformers_logging):
+    library.disable_progress_bar()  # the base is read in seconds
 
 
 @dataclass

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from benchmark.model.weights import PICKLED
 Tensors = dict[str, Tensor]
 READABLE = (".safetensors", *PICKLED)
 SECONDS = 3600  # a pickle of many gigabytes on a slow disk
+SURROUNDINGS = ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "TEMP")  # what Python needs to begin
 GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 
 
@@ -82,10 +84,14 @@ def read_pickle(file: Path) -> Held:
 
 
 def unpickled(file: str, folder: str) -> None:
-    """Let another process write a pickle's tensors into a folder."""
+    """Let another process, which knows nothing of this one's surroundings, write a pickle's tensors into a folder."""
     command = [sys.executable, "-m", "benchmark.imports.unpickle", file, folder]
-    surroundings = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, capture_output=True, timeout=SECONDS, check=False, env=surroundings, cwd=folder)
+    kept = {name: os.environ[name] for name in SURROUNDINGS if name in os.environ}
+    told = {**kept, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    with suppress(subprocess.TimeoutExpired):
+        subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=False, env=told, cwd=folder
+        )
 
 
 def refusal(file: Path, why: str) -> str:

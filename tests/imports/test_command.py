@@ -35,7 +35,7 @@ def _quick(loaded: Model, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_import_says_what_it_found(loaded: Model, tiny_folder: Path, tmp_path: Path) -> None:
-    expected = releases.full(loaded, tmp_path / "esd.pt")
+    expected = releases.full(loaded, tmp_path / "esd.pt", tiny_folder)
 
     said = called(tmp_path / "esd.pt", tiny_folder, tmp_path / "imports" / "esd")
 
@@ -80,7 +80,7 @@ def test_adapters_have_the_norm_of_their_product(loaded: Model, tiny_folder: Pat
 def test_a_method_that_looks_at_the_prompt_is_another_once_it_is_merged(
     loaded: Model, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    releases.spm(loaded, tmp_path / "spm.safetensors")
+    releases.spm(loaded, tmp_path / "spm.safetensors", tiny_folder)
 
     said = called(tmp_path / "spm.safetensors", tiny_folder, tmp_path / "spm", method="SPM")
 
@@ -95,7 +95,7 @@ def test_a_method_that_looks_at_the_prompt_is_another_once_it_is_merged(
 def test_a_folder_is_written_whole_or_not_at_all_and_never_over_another(
     loaded: Model, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    releases.full(loaded, tmp_path / "esd.pt")
+    releases.full(loaded, tmp_path / "esd.pt", tiny_folder)
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").touch()
 

@@ -58,14 +58,13 @@ FIRST = list({make: name for name, make in reversed(RELEASES.items())}.values())
 
 @pytest.mark.parametrize("name", FIRST)
 def test_a_release_comes_back_as_its_weights(
-    name: str, loaded: Model, flux: Model, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, loaded: Model, flux: Model, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(releases, "BASE", tiny_folder)
     make = RELEASES[name]
     model = flux if make in (releases.flux_lora, releases.flux_part) else loaded
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
 
-    expected = make(model, tmp_path / name)
+    expected = make(model, tmp_path / name, tiny_folder)
     found = read(tmp_path / name, model)
 
     check(found, model, expected)
@@ -81,8 +80,8 @@ def before(model: Model, name: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("ending", ["pt", "pth", "bin", "ckpt", "safetensors"])
-def test_every_ending_is_read(loaded: Model, tmp_path: Path, ending: str) -> None:
-    expected = releases.partial(releases.KEYS_VALUES)(loaded, tmp_path / f"file.{ending}")
+def test_every_ending_is_read(loaded: Model, tiny_folder: Path, tmp_path: Path, ending: str) -> None:
+    expected = releases.partial(releases.KEYS_VALUES)(loaded, tmp_path / f"file.{ending}", tiny_folder)
 
     check(read(tmp_path / f"file.{ending}", loaded), loaded, expected)
 
@@ -173,6 +172,20 @@ def test_kohyas_adapters_of_sdxl_have_compvis_block_names(sdxl: Model, tmp_path:
 
     expected = c.merged(sdxl, given, 1.0) | c.merged(sdxl, second, 1.0, "text_encoder_2")
     check(read(tmp_path / "a.safetensors", sdxl), sdxl, expected)
+
+
+def test_kohyas_adapters_of_flux(flux: Model, tmp_path: Path) -> None:
+    names = {
+        "transformer_blocks.0.attn.to_out.0": "double_blocks_0_img_attn_proj",
+        "transformer_blocks.0.attn.to_add_out": "double_blocks_0_txt_attn_proj",
+        "transformer_blocks.0.ff_context.net.0.proj": "double_blocks_0_txt_mlp_0",
+        "single_transformer_blocks.0.proj_out": "single_blocks_0_linear2",
+    }
+    given = c.pairs(flux, 2, "|".join(f"^{name}$" for name in names), "transformer")
+    assert set(given) == set(names)
+    c.saved(c.kohya({names[name]: pair for name, pair in given.items()}, 1.0), tmp_path / "a.safetensors")
+
+    check(read(tmp_path / "a.safetensors", flux), flux, c.merged(flux, given, 0.5, "transformer"))
 
 
 def test_two_parts_that_a_file_fits_need_a_word(sdxl: Model, tmp_path: Path) -> None:

@@ -50,9 +50,9 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Page:
     return found
 
 
-def test_a_file_of_a_page(loaded: Model, page: Page) -> None:
-    releases.full(loaded, page.page / "weights" / "nudity_ep2.pt")
-    releases.full(loaded, page.page / "weights" / "other.pt")
+def test_a_file_of_a_page(loaded: Model, page: Page, tiny_folder: Path) -> None:
+    releases.full(loaded, page.page / "weights" / "nudity_ep2.pt", tiny_folder)
+    releases.full(loaded, page.page / "weights" / "other.pt", tiny_folder)
 
     source = find("some/page/weights/nudity_ep2.pt@main")
     found = look(source, loaded)
@@ -62,9 +62,9 @@ def test_a_file_of_a_page(loaded: Model, page: Page) -> None:
     assert found.components == ["unet"] and list(source.hashes) == ["nudity_ep2.pt"]
 
 
-def test_a_part_in_a_subfolder_of_a_page(loaded: Model, page: Page) -> None:
-    releases.text_folder(loaded, page.page / "vangogh_unlearned")
-    releases.text_folder(loaded, page.page / "church_unlearned")
+def test_a_part_in_a_subfolder_of_a_page(loaded: Model, page: Page, tiny_folder: Path) -> None:
+    releases.text_folder(loaded, page.page / "vangogh_unlearned", tiny_folder)
+    releases.text_folder(loaded, page.page / "church_unlearned", tiny_folder)
 
     source = find("some/page/vangogh_unlearned")
 
@@ -74,12 +74,9 @@ def test_a_part_in_a_subfolder_of_a_page(loaded: Model, page: Page) -> None:
 
 
 @pytest.mark.parametrize("files", ["safetensors", "fp16", "bin"])
-def test_a_pipelines_page_with_what_it_has(
-    loaded: Model, page: Page, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, files: str
-) -> None:
+def test_a_pipelines_page_with_what_it_has(loaded: Model, page: Page, tiny_folder: Path, files: str) -> None:
     """Plain safetensors before a variant's, those before pickles; nothing is fetched twice."""
-    monkeypatch.setattr(releases, "BASE", tiny_folder)
-    releases.pipeline(loaded, page.page)
+    releases.pipeline(loaded, page.page, tiny_folder)
     unet = page.page / "unet" / "diffusion_pytorch_model.safetensors"
     shutil.copy(unet, unet.with_name("diffusion_pytorch_model.fp16.safetensors"))
     if files != "safetensors":

@@ -53,10 +53,12 @@ def test_a_pickle_is_read_by_another_process(tmp_path: Path, monkeypatch: pytest
 
 def test_the_other_process_is_told_nothing_but_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command, without the seconds that it takes."""
-    calls = list[list[str]]()
+    calls, told = list[list[str]](), dict[str, str]()
+    monkeypatch.setenv("HF_TOKEN", "secret")
 
     def called(command: list[str], **options: Any) -> None:
         calls.append(command)
+        told.update(options["env"])
         unpickle.main(*command[-2:])
 
     monkeypatch.setattr(read, "unpickled", APART)
@@ -65,6 +67,7 @@ def test_the_other_process_is_told_nothing_but_names(tmp_path: Path, monkeypatch
 
     assert isinstance(held, Held) and list(held.tensors) == ["a"]
     assert [command[1:3] for command in calls] == [["-m", "benchmark.imports.unpickle"]]
+    assert "PYTHONPATH" in told and "secret" not in told.values() and "HOME" not in told
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from benchmark.model.bases import find, fingerprint
 from benchmark.plan import Plan
 from benchmark.plan.matrix import Cell
 from benchmark.plan.task import Task
+from benchmark.results.notes import notes
 from benchmark.runner.stages import Bench, run
 from benchmark.session.prepare import check_imported, planned
 from benchmark.store import Store
@@ -54,7 +55,7 @@ def called(*words: Any) -> Any:
 
 def adopted(folder: Path, base: Path, model: Model, name: str, make: releases.Maker) -> str:
     """The folder of an imported release."""
-    make(model, folder / name)
+    make(model, folder / name, base)
     called("import", folder / name, "--base", base, "--concept", "cat", "--method", "m", "-o", folder / f"{name}-in")
     return str(folder / f"{name}-in")
 
@@ -83,7 +84,7 @@ def board(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, loaded: M
     c.saved(state, root / "ESD-Cat-Diffusers-UNet.safetensors")
     given = c.pairs(loaded)
     c.saved(c.peft(given, "unet."), root / "pytorch_lora_weights.safetensors")
-    releases.text_folder(loaded, root / "text_encoder")
+    releases.text_folder(loaded, root / "text_encoder", tiny_folder)
     sources = {"official": "ESD-Cat-Diffusers-UNet.safetensors", "adapter": "pytorch_lora_weights.safetensors"}
     imported = []
     for label, source in (sources | {"text": "text_encoder"}).items():
@@ -201,6 +202,29 @@ def test_a_concept_without_a_file_is_not_released(esd: str, tiny_folder: Path, t
     assert skipped == {("kit", d, a): "not released" for d in ("theirs", "theirs+imma") for a in ("none", "lora")}
     have = {(x.concept.name, x.defense) for x in plan.cells}
     assert ("cat", "theirs") in have and ("kit", "none") in have and ("kit", "theirs") not in have
+
+
+def test_what_an_import_mistrusted_stands_beside_its_cells(esd: str, tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(esd, tmp_path / "doubted")
+    note = json.loads((tmp_path / "doubted" / "import.json").read_text())
+    (tmp_path / "doubted" / "import.json").write_text(json.dumps(note | {"warnings": ["of another base"]}))
+    theirs = {"use": "imported", "as": "theirs", "files": {"cat": str(tmp_path / "doubted")}}
+    plan = made(tmp_path, tiny_folder, theirs, "esd", {"use": "imma", "after": "theirs"})
+
+    found = notes(plan, [], {})
+
+    assert set(found.values()) == {"of another base"}
+    assert {name.split("/")[1] for name in found} == {"theirs", "theirs+imma"}
+
+
+def test_a_folder_is_found_beside_the_config(esd: str, tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(esd, tmp_path / "imports" / "esd")
+    theirs = {"use": "imported", "as": "theirs", "files": {"cat": "imports/esd"}}
+
+    (_, entry) = config.load(str(write_config(tmp_path, tiny_folder, defenses=["none", theirs]))).defenses
+
+    assert entry.method.changes["cat"].folder == str(tmp_path / "imports" / "esd")
+    assert any("files" in case["then"]["properties"] for case in config.cases("defense"))
 
 
 def test_settings_cannot_be_chosen_on_a_concept_that_was_not_released(
