@@ -32,7 +32,7 @@ def test_weights_that_do_not_erase_are_invalid_where_they_were_attacked() -> Non
 
 def test_a_point_below_the_base_does_not_erase() -> None:
     """As for a rank: the whole interval of the paired difference is to be below 0."""
-    scores, cells, costs = like_the_base(frames("esd", "imma"), "imma")
+    scores, cells, costs = like_the_base(frames("imma"), "imma")
     one = where(scores, defense="imma", budget=0, split="concept", prompt_id="concept0", image=0)
     scores.loc[one, "value"] = 0.0
 
@@ -43,7 +43,7 @@ def test_a_point_below_the_base_does_not_erase() -> None:
 
 
 def test_weights_that_erase_are_a_row_like_any() -> None:
-    data = frames("esd", "imma")
+    data = frames("imma")
     plain, theirs = make(data), make(imported(data, "imma"))
 
     for table in TABLES:
@@ -51,7 +51,7 @@ def test_weights_that_erase_are_a_row_like_any() -> None:
 
 
 def test_a_row_that_was_trained_here_is_not_asked() -> None:
-    board = make(like_the_base(frames("esd", "imma"), "imma"))
+    board = make(like_the_base(frames("imma"), "imma"))
 
     assert set(cell(board, defense="imma", attack="lora", budget=10)["status"]) == {"ok"}
 
