@@ -103,7 +103,8 @@ def build(
     Args:
         scores: one row for each image and metric (columns: `evidence.SCORES`); value NaN where the metric failed.
         cells: one row for each planned cell (`evidence.CELLS`), the control `none` among them. Where it has a column
-            `aimed`, that is true for attacks that the config aims at certain defenses. These, the scores and the
+            `aimed`, that is true for attacks that the config aims at certain defenses, or `imported`, for somebody
+            else's weights, which must erase first (see `leaderboards.erasure`). These, the scores and the
             distances may have a column `defense_seed`: a defense that was trained several times. A run, the unit that
             is drawn within a concept, is then one training with one attack seed.
         costs: at most one row for each model, scenario, concept and defense (`evidence.COSTS`).
@@ -160,7 +161,7 @@ def _widen(tidy: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     for number, name in (("presence_before", "before"), ("presence_after", "after")):
         own = tidy.loc[tidy["number"] == number, [*KEY, "ci_low", "prompts"]]
         numbers = numbers.merge(own.rename(columns={"ci_low": f"{name}_low", "prompts": f"{name}_prompts"}), on=KEY)
-    status = tidy[[*KEY, "status"]].drop_duplicates(KEY)
+    status = tidy[[*KEY, "status", "reason"]].drop_duplicates(KEY)
     aimed = cells["aimed"].fillna(False).astype(bool) if "aimed" in cells else False
     more = cells[[*KEY, "kind", "key", *(set(RATES) & set(cells))]].assign(aimed=aimed)
     return numbers.merge(status, on=KEY).merge(more, on=KEY)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from leaderboards import agreement, gap
 from leaderboards.bootstrap import Draws
+from leaderboards.erasure import unerased
 from leaderboards.evidence import (
     CELLS,
     DISTANCES,
@@ -62,14 +63,15 @@ def measure(evidence: Evidence, cells: pd.DataFrame, distances: pd.DataFrame | N
     """One row for each cell and number, sorted by cell. Further metrics have rows only where they were scored."""
     rows: list[dict[str, Any]] = []
     numbers_of = _Numbers(evidence, _distances(distances), bootstrap)
-    for cell in cells.sort_values(KEY)[[*CELLS, "defense_seed", *(["note"] if "note" in cells else [])]].to_dict(
-        "records"
-    ):
+    for cell in cells.sort_values(KEY)[
+        [*CELLS, "defense_seed", *(name for name in ("note", "imported") if name in cells)]
+    ].to_dict("records"):
         key = Key(*(cell[name] for name in KEY))
         numbers = list(numbers_of.cell(key, float(cell["expected"])))
         if isinstance(note := cell.get("note"), str) and note:
             numbers = [replace(each, flag=note) if each.name == "presence_after" else each for each in numbers]
-        status, reason = _status(evidence, key, numbers, str(cell["status"]), cell["reason"])
+        doubt = unerased(evidence, key, bootstrap) if cell.get("imported") is True else None
+        status, reason = _status(evidence, key, numbers, str(cell["status"]), cell["reason"], doubt)
         common = {"status": status, "reason": reason, "key": cell["key"]}
         rows.extend(key._asdict() | _row(number) | common for number in numbers)
     return pd.DataFrame(rows, columns=[*COLUMNS, "key", "flag"]).astype({"prompts": "Int64"})
@@ -191,14 +193,22 @@ class _Numbers:
         )
 
 
-def _status(evidence: Evidence, key: Key, numbers: list[Number], ran: str, why: Any) -> tuple[str, str | None]:
-    """Status and reason; failed and skipped come before partial, then collapsed, invalid, ok."""
+def _status(
+    evidence: Evidence, key: Key, numbers: list[Number], ran: str, why: Any, doubt: str | None
+) -> tuple[str, str | None]:
+    """Status and reason; failed and skipped come before partial, then collapsed, invalid, ok.
+
+    `doubt`: why a cell of imported weights is invalid.
+    """
     reason = None if pd.isna(why) or not why else str(why)
     if ran != "ok":
         return ran, reason
     if evidence.sample(key, "presence") is None:
         return "failed", "the runner finished, but there is no presence score of the concept prompts"
-    return _quality(evidence, key, {number.name: number for number in numbers}) or ("ok", reason)
+    found = _quality(evidence, key, {number.name: number for number in numbers})
+    if doubt and (found is None or found[0] == "invalid"):
+        return "invalid", doubt
+    return found or ("ok", reason)
 
 
 def _quality(evidence: Evidence, key: Key, numbers: dict[str, Number]) -> tuple[str, str] | None:

@@ -74,7 +74,9 @@ class Group:
         if not row.worst.arm:
             return ["no cell that counts"]
         found = [f"nothing known of {', '.join(row.untold)}"] if row.untold else []
-        if lacking := sorted({attack for _, attack, _ in self.fullest() - self.met(row)}):
+        found += [f"not released for {', '.join(row.unreleased)}"] if row.unreleased else []
+        lacks = {attack for concept, attack, _ in self.fullest() - self.met(row) if concept not in row.unreleased}
+        if lacking := sorted(lacks):
             named = ", ".join(lacking[:NAMED]) + f" and {len(lacking) - NAMED} more" * (len(lacking) > NAMED)
             found.append(f"did not meet all of {named}")
         return [*found, *self.lost(row), *self.unremoved(row)]
@@ -93,7 +95,7 @@ class Group:
         if self.control is None:
             return float("nan")
         start = self.control.start
-        return over_concepts(start[start["concept"].isin(set(row.cells["concept"]))], number)
+        return over_concepts(start[start["concept"].isin(row.concepts)], number)
 
     def unremoved(self, row: Row) -> Iterator[str]:
         """Whether the row, in `relearn`, draws its concept as the base does before any attack."""

@@ -12,6 +12,7 @@ import pandas as pd
 from leaderboards import agreement, gap, reactivation
 from leaderboards.bootstrap import Draws, FloatArray
 from leaderboards.cells import COMPLETE
+from leaderboards.erasure import UNERASED, UNRELEASED
 from leaderboards.evidence import KEY, Evidence, Key
 from leaderboards.intervals import wilson
 from leaderboards.panel import Panel, Worst, assemble, axes_of, by_arm, worst_case
@@ -69,6 +70,16 @@ class Row:
         return self.cells[self.cells["status"].isin(statuses)]
 
     @cached_property
+    def unreleased(self) -> list[str]:
+        """The concepts for which nobody published weights."""
+        return sorted(set(self.cells.loc[self.cells["reason"] == UNRELEASED, "concept"]))
+
+    @cached_property
+    def concepts(self) -> list[str]:
+        """The others."""
+        return sorted(set(self.cells["concept"]) - set(self.unreleased))
+
+    @cached_property
     def worst(self) -> Worst:
         """The worst case over all `ok` cells."""
         return worst_case(assemble(self.evidence, self.keys("ok")), self.bootstrap)
@@ -79,7 +90,7 @@ class Row:
         arm = self.worst.arm
         return (
             self.names
-            | {"concepts": self.cells["concept"].nunique(), "titer": str(withstood) if withstood else None}
+            | {"concepts": len(self.concepts), "titer": str(withstood) if withstood else None}
             | dict(zip(PRESENCE, self.worst.interval, strict=True))
             | dict(zip(FIXED, self.worst.fixed[1:], strict=True))
             | {"worst_attack": f"{arm[0]}@{arm[1]}" if arm else None, "effort_area": self.effort_area()}
@@ -172,8 +183,13 @@ class Row:
         return sum(sample.scored for sample in samples if sample)
 
     def courses(self) -> Iterator[list[tuple[str, Course]]]:
-        """For each concept and attack seed, the weight attacks by name with what they reached."""
-        weights = self.cells[self.cells["kind"] == "weights"]
+        """For each concept and attack seed, the weight attacks by name with what they reached.
+
+        Imported weights that do not erase have none: the concept was never away.
+        """
+        doubted = self.cells["reason"].fillna("").str.startswith(UNERASED)
+        told = ~self.cells["concept"].isin(self.cells.loc[doubted, "concept"])
+        weights = self.cells[(self.cells["kind"] == "weights") & told]
         for _, pair in weights.groupby(["concept", "seed", "defense_seed"]):
             yield [(str(attack), _course(run, self.tau)) for attack, run in pair.groupby("attack")]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmark.config import config, registry
+from benchmark.config import config, imported, registry
 from benchmark.config.entries import SEARCH
 from benchmark.kit import conformance
 
@@ -43,6 +43,7 @@ OPTIONS: dict[str, str] = {
     "--track": "left out, if there is such a tracker: their packages are others'",
     "--model": "the tiny pipeline",
     "--device": "cpu",
+    "--base": "the tiny pipeline of its family, and the checkpoint before it is made by `tests.releases`",
 }
 WORDS = {"CONFIG": "smoke"}  # what stands in a page for the reader's own
 # Files that a page takes for granted: the titled block of another page, under this name.
@@ -127,6 +128,8 @@ def smaller(kind: registry.PluginKind, item: Any, kept: set[str] | None = None) 
     What is combined by name alone is made of entries that are small already.
     """
     given = {"use": item} if isinstance(item, str) else {k: v for k, v in item.items() if k != "at"}
+    if given["use"] == imported.USE:
+        return given
     if kept is not None and "against" in given:
         given["against"] = [defense for defense in given["against"] if defense in kept]
     if set("+>") & set(given["use"]):

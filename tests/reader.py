@@ -20,9 +20,11 @@ from typer.testing import CliRunner
 from benchmark.cli import app
 from benchmark.config import config, registry
 from benchmark.data import cards as data
+from benchmark.model import load
 from benchmark.runner.trackers import TRACKERS
 from benchmark.session import planned
 from metrics.judges import GROUP
+from tests import pipelines, releases
 from tests.pages import ELSEWHERE, GIVEN, PROJECT, ROOT, SHOWN, TARGETS, WORDS, Block, blocks, commands, small
 
 
@@ -202,11 +204,25 @@ class Reader:
         """Call the command; a `>` at the end keeps what it prints."""
         if words[0] == "board":
             refuse_unlike([how for word in words[1:] if (how := self.written.get(word) or preset(word))])
+        if words[0] == "import":
+            words = self.released(words)
         words, target = (words[:-2], words[-1]) if words[-2:-1] == [">"] else (words, "")
         result = CliRunner().invoke(app, self.replaced(words))
         assert result.exit_code == 0, f"titer {' '.join(words)} ended with {result.exit_code}: {result.output}"
         if target:
             (self.folder / target).write_text(result.stdout)
+
+    def released(self, words: list[str]) -> list[str]:
+        """The words of an import on a tiny base of the family, whose checkpoint is made if it is not there."""
+        source, at = self.folder / words[1], words.index("--base") + 1
+        base = self.model
+        if "FLUX" in words[at]:
+            base = self.folder / "flux"
+            base = base if base.exists() else pipelines.write("schnell", base)
+        if not source.exists():
+            source.parent.mkdir(parents=True, exist_ok=True)
+            releases.RELEASES[words[1]](load(base), source, base)
+        return [*words[:at], str(base), *words[at + 1 :]]
 
     def replaced(self, words: list[str]) -> list[str]:
         """The words of a command after `OPTIONS` and `WORDS`."""

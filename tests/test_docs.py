@@ -24,11 +24,13 @@ from benchmark.cli import app, catalog
 from benchmark.config import config, registry
 from benchmark.data import cards as data
 from benchmark.data import sets
-from benchmark.model import bases
+from benchmark.imports import read, unpickle
+from benchmark.model import bases, load
 from benchmark.runner import flags
 from benchmark.types import Split
+from tests import releases
 from tests.browsers import chromium
-from tests.pages import ROOT, blocks, small
+from tests.pages import ROOT, blocks, commands, small
 from tests.reader import Reader
 from tests.runs import tiny_config
 
@@ -55,12 +57,13 @@ def reader(tiny_folder: Path, presets: Path, tmp_path: Path, monkeypatch: pytest
     desk.mkdir()
     found = Reader(tiny_folder, desk, monkeypatch.syspath_prepend)
     monkeypatch.setattr(config, "PRESETS", presets)
+    monkeypatch.setattr(read, "unpickled", unpickle.main)  # in this process
     monkeypatch.chdir(desk)
     yield found
     found.leave()
 
 
-LONG = {"README.md", "add-a-defense.md", "board.md", "faq.md", "first-run.md"}  # several runs each
+LONG = {"README.md", "add-a-defense.md", "board.md", "faq.md", "first-run.md", "import.md"}  # several runs each
 
 
 @pytest.mark.parametrize(
@@ -204,6 +207,17 @@ def test_every_preset_and_model_is_documented() -> None:
     assert set(table("config.md", "Presets")) == set(config.presets())
     text = (DOCS / "own-model.md").read_text()
     assert [name for name in bases.PRESETS if f"`{name}`" not in text] == []
+
+
+def test_every_release_and_every_key_of_an_import_is_documented(tiny_folder: Path, tmp_path: Path) -> None:
+    lines = [block.text for block in blocks(DOCS / "import.md") if block.language == "sh"]
+    typed = {words[2] for text in lines for words in commands(text) if words[1] == "import"}
+    assert typed == set(releases.RELEASES)
+    releases.full(load(tiny_folder), tmp_path / "a.safetensors", tiny_folder)
+    words = ["--base", tiny_folder, "--concept", "cat", "--method", "esd", "-o", tmp_path / "out"]
+    CliRunner().invoke(app, [str(word) for word in ("import", tmp_path / "a.safetensors", *words)])
+    note = json.loads((tmp_path / "out" / "import.json").read_text())
+    assert table("import.md", "import.json") == list(note)
 
 
 # (c) The command.

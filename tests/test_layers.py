@@ -24,6 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (  # each floor's rooms do not import each
     ("plan",),
     ("store", "mini"),
     ("model",),
+    ("imports",),
     ("runner",),
     ("results",),
     ("session",),

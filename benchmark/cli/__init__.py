@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 
 try:
-    from benchmark.cli import board, look, new, run, store  # noqa: F401  # each registers its commands
+    from benchmark.cli import board, importing, look, new, run, store  # noqa: F401  # each registers its commands
     from benchmark.cli.common import CURE, app, err
     from benchmark.errors import InputError, TiterError
 except KeyboardInterrupt:  # the first second goes by in these imports

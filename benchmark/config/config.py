@@ -21,9 +21,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from benchmark.config.claims import ClaimText, check_forms, check_names
 from benchmark.config.entries import SEARCH, Entry, Space, adapter, entries, entry, explain, labels_of
+from benchmark.config.imported import USE
 from benchmark.config.registry import FOLDERS, PluginKind, find, names
 from benchmark.errors import ConfigError, PluginError, shown, unknown
-from benchmark.given.files import is_file
+from benchmark.given.files import is_file, is_folder
 from benchmark.given.values import load_yaml
 from benchmark.types import Precision
 
@@ -191,6 +192,12 @@ def cases(kind: PluginKind) -> Iterator[dict[str, Any]]:
             "at": {"type": "integer", "minimum": 0},
         },
     }
+    if kind == "defense":
+        files = {"type": "object", "additionalProperties": word}
+        yield {
+            "if": {"properties": {"use": {"const": USE}}, "required": ["use"]},
+            "then": {"properties": {"use": word, "as": word, "files": files}, "additionalProperties": False},
+        }
     space = Space.model_json_schema()["properties"]
     for name in names(kind):
         try:
@@ -235,22 +242,32 @@ def read(source: str) -> Any:
 
 
 def beside(values: Any, folder: Path) -> Any:
-    """The values of a config, the cards that it names by a path and that are not here read from its own folder."""
+    """The values of a config; cards and imported changes that are not here are read from its own folder."""
 
     def at(name: Any) -> Any:
         is_path = isinstance(name, str) and name.endswith((".yaml", ".yml"))
         return str(folder / name) if is_path and not is_file(Path(name)) and is_file(folder / name) else name
+
+    def with_files(item: Any) -> Any:
+        if not (isinstance(item, dict) and isinstance(item.get("files"), dict)):
+            return item
+        return {**item, "files": {name: near(place) for name, place in item["files"].items()}}
+
+    def near(place: Any) -> Any:
+        is_there = isinstance(place, str) and not is_folder(Path(place)) and is_folder(folder / place)
+        return str(folder / place) if is_there else place
 
     def with_card(values: Any, key: str) -> Any:
         return {**values, key: at(values[key])} if isinstance(values, dict) and key in values else values
 
     if not isinstance(values, dict):
         return values
-    lists = {key: values[key] for key in ("concepts", "attacks") if isinstance(values.get(key), list)}
+    lists = {key: values[key] for key in ("concepts", "attacks", "defenses") if isinstance(values.get(key), list)}
     cards = {"concepts": [at(name) for name in lists["concepts"]]} if "concepts" in lists else {}
     attacks = {"attacks": [with_card(item, "develop") for item in lists["attacks"]]} if "attacks" in lists else {}
+    defenses = {"defenses": [with_files(item) for item in lists["defenses"]]} if "defenses" in lists else {}
     subject = {"adaptation": with_card(values["adaptation"], "subject")} if "adaptation" in values else {}
-    return {**values, **cards, **attacks, **subject}
+    return {**values, **cards, **attacks, **defenses, **subject}
 
 
 def parse(values: Any) -> Config:

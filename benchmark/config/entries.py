@@ -2,6 +2,7 @@
 
 defenses: none, {use: esd, as: label, preset: fast, lr: 1.0e-4}
           a+b, or {use: b, after: a}               b on the result of a
+          {use: imported, as: label, files: {concept: folder}}     what `titer import` wrote
 attacks:  a>b, or {use: b, after: a, at: 25}       prompt attack b on what weight attack a has after 25 steps
           {use: "search:lora", develop: bomb, grid: {lr: [1.0e-4, 1.0e-3], rank: [4, 16]}}
                                                    LoRA with the settings that did best on another concept
@@ -16,7 +17,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from benchmark.config import bounds
+from benchmark.config import bounds, imported
 from benchmark.config.registry import PluginKind, find, names
 from benchmark.errors import ConfigError, clipped, shown, unknown
 from benchmark.given import words
@@ -54,6 +55,16 @@ class Entry:
         """The method's fields as JSON values."""
         values: dict[str, Any] = adapter(type(self.method)).dump_python(self.method, mode="json")
         return values
+
+    @property
+    def chain(self) -> "tuple[Entry, ...]":
+        """A composed entry's parts, the first trained first."""
+        return (*(self.after.chain if self.after else ()), self)
+
+    def unreleased(self, concept: str) -> bool:
+        """Whether somebody else's defense, or what builds on one, has no weights for a concept."""
+        own = [part.method.changes for part in self.chain if part.use == imported.USE]
+        return any(concept not in changes for changes in own)
 
     @property
     def changes(self) -> str:
@@ -110,6 +121,8 @@ def entry(kind: PluginKind, item: str | dict[str, Any], known: Mapping[str, Entr
     given = {"use": item} if isinstance(item, str) else dict(item)
     if not isinstance(given.get("use"), str):
         raise ConfigError(f"expected `use: NAME` in every {kind}, got {shown(item)}: write {{use: NAME, ...}}.")
+    if kind == "defense" and given["use"] == imported.USE:
+        return Entry(label_of(kind, given, imported.USE), imported.USE, imported.method(given))
     if given.get("after") is not None:
         return after(kind, given, known)
     if kind == "attack" and given["use"].startswith(SEARCH):
@@ -144,6 +157,8 @@ def composed(kind: PluginKind, name: str, known: Mapping[str, Entry]) -> Entry:
     if before.method.fidelity == "control":
         raise ConfigError(f"expected a defense to build on, got {shown(left)}: `{right}` alone is the same.")
     top = known[right] if right in known else entry(kind, right)
+    if top.use == imported.USE:
+        raise ConfigError(f"expected an imported change first, got {shown(name)}: it is one of the base alone.")
     if top.after is not None:
         raise ConfigError(f"expected a plain defense after the last +, got {shown(right)}: compose it from the left.")
     return dataclasses.replace(top, label=name, after=before)

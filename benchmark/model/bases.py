@@ -147,8 +147,8 @@ def patterns(family: Family, endings: tuple[str, ...] = ("json", "txt", "safeten
     return [INDEX, *(f"{part}/*.{ending}" for part in family.folders for ending in endings)]
 
 
-def fetch(place: str, revision: str | None, files: list[str], *, download: bool) -> Path:
-    """The snapshot of a hub id with `files`, from the cache or, if wanted, from the hub.
+def fetch(place: str, revision: str | None, files: list[str], *, download: bool, variants: bool = False) -> Path:
+    """The snapshot of a hub id with `files`, from the cache or, if wanted, from the hub; `variants` such as fp16 too.
 
     Raises:
         DataError: one line for each way in which the hub says no.
@@ -161,7 +161,7 @@ def fetch(place: str, revision: str | None, files: list[str], *, download: bool)
                 place,
                 revision=revision,
                 allow_patterns=files,
-                ignore_patterns=VARIANTS,
+                ignore_patterns=None if variants else VARIANTS,
                 local_files_only=not download,
             )
         )

@@ -16,6 +16,7 @@ from benchmark.plan.scores import score
 from benchmark.plan.suite import check
 from benchmark.types import Concept, Split
 
+UNRELEASED = "not released"  # as `leaderboards.erasure` reads it
 VERBS = {"weights": "finetune", "prompts": "search"}
 
 
@@ -45,9 +46,14 @@ def build(
         defenses = (entry("defense", "none"), *defenses)
     for concept in concepts:
         for defense in defenses:
-            defend = add_defense(plan, concept, defense)
+            released = not defense.unreleased(concept.name)
+            defend = add_defense(plan, concept, defense) if released else None
             for attack in config.attacks:
                 if attack.against and defense.method.fidelity != "control" and defense.label not in attack.against:
+                    continue
+                if not released:
+                    left_out = concept.name, concept.scenario, defense.label, attack.label
+                    plan.skipped.append(Skip(*left_out, UNRELEASED))
                     continue
                 plan.cells += add_attack(plan, concept, defense, defend, attack)
     names = [cell.name for cell in plan.cells]
@@ -83,7 +89,11 @@ def add_attack(plan: Plan, concept: Concept, defense: Entry, defend: str | None,
     cells = []
     budgets = fitting(plan, concept, defense, attack) if attack.changes != "none" else ()
     idle = attack.changes != "none" and not budgets
-    reason = attack.method.objection(concept) or "the config has no budgets" * (idle and attack.changes != "sampling")
+    if attack.trials and defense.unreleased(attack.develop):
+        reason = f"not released for {attack.develop}, on which it chooses its settings"
+    else:
+        reason = attack.method.objection(concept) or ""
+    reason = reason or "the config has no budgets" * (idle and attack.changes != "sampling")
     if reason:
         plan.skipped.append(Skip(concept.name, concept.scenario, defense.label, attack.label, reason))
     if reason or idle:

@@ -1,6 +1,7 @@
 """Tasks that train: defenses, attacks, attacks that follow another, and the trials of tuned ones."""
 
 from benchmark.config.entries import Entry
+from benchmark.config.imported import USE
 from benchmark.data.cards import spread
 from benchmark.errors import PlanError
 from benchmark.plan.images import attacked, data_task
@@ -17,6 +18,8 @@ def add_defense(plan: Plan, concept: Concept, defense: Entry) -> str | None:
     """The task that trains a defense, after the one it builds on; None for the control, which is the base itself."""
     if defense.method.fidelity == "control":
         return None
+    if defense.use == USE:
+        return imported(plan, concept, defense)
     roles = {need: data_task(plan, concept, defense, DEFENDER[need]) for need in sorted(defense.method.needs)}
     below = add_defense(plan, concept, defense.after) if defense.after else None
     return plan.add(
@@ -30,6 +33,22 @@ def add_defense(plan: Plan, concept: Concept, defense: Entry) -> str | None:
             parents={**roles, **({"defense": below} if below else {})},
             label=f"{defense.label} on {concept.name}",
             passes=defense.method.passes(),
+        )
+    )
+
+
+def imported(plan: Plan, concept: Concept, defense: Entry) -> str:
+    """The task that takes over somebody else's change. Its hash and the base are its key, and nothing else."""
+    change = defense.method.changes[concept.name]
+    return plan.add(
+        Task(
+            kind="defend",
+            plugin=USE,
+            version=defense.method.version,
+            fields={"sha256": change.sha256},
+            base=plan.base,
+            places={"folder": change.folder},
+            label=f"{defense.label} for {concept.name}, imported",
         )
     )
 

@@ -75,7 +75,8 @@ class Task:
         concept: for tasks whose result depends on the concept card.
         prompts: for generate and score.
         parents: role (`defense`, `attack`, `concept`, `safe`, `benign`, `images`, `reference`) to the parent's key.
-        places: fields that are paths on this machine, for `score`; not in the key, whose fields hold what is there.
+        places: fields that are paths on this machine, for `score` and imported changes; not in the key, whose fields
+            hold what is there.
         label: how people see it; not in the key.
         passes: samples through the U-Net, a backward pass counted as two; not in the key.
         pictures: for `folder`: where its images are; not in the key, whose fields hold their hash.

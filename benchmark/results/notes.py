@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+from benchmark.config.imported import USE
 from benchmark.plan import Cell, Plan
 from benchmark.runner.code import Changed
 
@@ -26,10 +27,18 @@ def notes(plan: Plan, changed: Iterable[Changed], cut: Mapping[str, int]) -> dic
         keys = (*cell.images.values(), *cell.scores.values())
         whose = sorted(set[str]().union(*(below[key] for key in keys)))
         said = [f"code changed since: {', '.join(whose)}"] if whose else []
+        said += imported(plan, cell)
         said += [f"{count} prompts cut"] if (count := cut_in(plan, cell, cut)) else []
         if said:
             found[cell.name] = ", ".join(said)
     return found
+
+
+def imported(plan: Plan, cell: Cell) -> list[str]:
+    """What the import of a cell's weights mistrusted."""
+    entries = [part for entry in plan.config.defenses if entry.label == cell.defense for part in entry.chain]
+    changes = [part.method.changes.get(cell.concept.name) for part in entries if part.use == USE]
+    return [warning for change in changes if change for warning in change.warnings]
 
 
 def cut_in(plan: Plan, cell: Cell, cut: Mapping[str, int]) -> int:

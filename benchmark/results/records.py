@@ -1,17 +1,19 @@
 """Plan and store -> the frames that the leaderboards read: scores, cells, costs, and one row for each task."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmark.config.entries import Entry
+from benchmark.config.imported import USE
 from benchmark.plan import Cell, Plan
 from benchmark.store import Store
 from benchmark.store.artifacts import SCORES
+
+Number = TypeVar("Number", int, float)
 
 
 def rows(plan: Plan, store: Store, failed: Mapping[str, str], skipped: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -102,6 +104,7 @@ def cells(
     """
     found = []
     aimed = {entry.label for entry in plan.config.attacks if entry.against}
+    taken = {entry.label for entry in plan.config.defenses if any(part.use == USE for part in entry.chain)}
     rates = {cell.concept.name: calibrated(plan, cell) for cell in plan.cells}
     for cell in plan.cells:
         keys = [cell.images["concept"], *cell.scores.values()]
@@ -113,7 +116,7 @@ def cells(
             identify(plan, cell)
             | {"kind": cell.kind, "status": status, "reason": reasons[0] if reasons else ""}
             | {"expected": cell.expected, "key": cell.images["concept"], "note": (notes or {}).get(cell.name, "")}
-            | {"aimed": cell.attack in aimed}
+            | {"aimed": cell.attack in aimed, "imported": cell.defense in taken}
             | rates[cell.concept.name]
         )
     for skip in plan.skipped:
@@ -142,12 +145,12 @@ def costs(plan: Plan, store: Store) -> pd.DataFrame:
     Steps are those that it reported, as its paper counts them; passes are samples through the U-Net, backward twice.
     """
     found = []
-    badges = {entry.label: " + ".join(part.method.badge for part in parts(entry)) for entry in plan.config.defenses}
+    badges = {entry.label: " + ".join(part.method.badge for part in entry.chain) for entry in plan.config.defenses}
     seen = {(cell.concept.name, cell.defense): cell for cell in plan.cells}
     for cell in seen.values():
         done = [key for key in lineage(plan, cell.defend) if store.has(key)]
         spent = [store.meta(key)["cost"] for key in done]
-        seconds = sum(cost["seconds"] for cost in spent) if spent else None
+        seconds = total(cost.get("seconds") for cost in spent)
         memory = [cost["peak_memory_mib"] for cost in spent if cost.get("peak_memory_mib") is not None]
         named = {k: v for k, v in identify(plan, cell).items() if k in ("model", "scenario", "concept", "defense")}
         found.append(
@@ -160,10 +163,11 @@ def costs(plan: Plan, store: Store) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def total(numbers: Iterable[int | None]) -> int | None:
+def total(numbers: Iterable[Number | None]) -> Number | None:
     """Their sum; None if there are none, or one is not known."""
     known = list(numbers)
-    return sum(n for n in known if n is not None) if known and None not in known else None
+    told = [n for n in known if n is not None]
+    return sum(told[1:], start=told[0]) if known and len(told) == len(known) else None
 
 
 def passes_of(cost: Mapping[str, Any]) -> int | None:
@@ -175,11 +179,6 @@ def steps_of(store: Store, key: str) -> int | None:
     """How many steps a method reported."""
     file = store.path(key) / "losses.csv"
     return len(pd.read_csv(file)) if file.exists() else None
-
-
-def parts(entry: Entry) -> list[Entry]:
-    """A composed defense's entries, the first trained first."""
-    return [*(parts(entry.after) if entry.after else []), entry]
 
 
 def lineage(plan: Plan, key: str | None) -> list[str]:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.config import Config
+from benchmark.config.imported import USE
 from benchmark.data import load_concept
-from benchmark.errors import DataError, unknown
+from benchmark.errors import ConfigError, DataError, unknown
 from benchmark.model import bases
 from benchmark.plan import Plan, build
 from benchmark.results.folder import claim_folder, identity
@@ -37,6 +38,7 @@ def prepare(
     given = cards(config)  # first: a model may have to be downloaded
     check_drawn([*given["concepts"], *filter(None, [given["subject"]]), *given["development"].values()])
     model = bases.find(config.raw.model, weights)
+    check_imported(config, model)
     plan = build(config, model.base, **given)
     found = Session(plan, Store(store), model.folder, out or Path("runs") / config.raw.name, source, model.revision)
     found.store.refuse(found.out)
@@ -44,6 +46,21 @@ def prepare(
         found.store.open()
         claim_folder(found.out, identity(plan))
     return found
+
+
+def check_imported(config: Config, model: bases.Found) -> None:
+    """Refuse a change that was imported for another base; without the weights of the base nobody knows yet.
+
+    Raises:
+        ConfigError: the first of them.
+    """
+    for part in (part for defense in config.defenses for part in defense.chain if part.use == USE):
+        for concept, change in part.method.changes.items():
+            if model.folder is not None and change.base != model.base:
+                raise ConfigError(
+                    f"expected changes of {config.raw.model} from {part.label!r}, got one of {change.model} for "
+                    f"{concept!r} in {change.folder}: import it with `--base {config.raw.model}`."
+                )
 
 
 def check_drawn(concepts: Iterable[Concept]) -> None:

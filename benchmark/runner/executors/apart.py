@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from typing import IO, Any
 
 from benchmark.config import registry
+from benchmark.config.imported import USE
 from benchmark.plan.task import Task
 from benchmark.runner.executors.child import Order
 from benchmark.runner.isolation import surroundings
@@ -36,6 +37,8 @@ PROGRAM = "import sys; sys.path[:] = {path}; from benchmark.runner.executors.chi
 
 def is_foreign(task: Task) -> bool:
     """Whether a task calls a plug-in of another package."""
+    if task.kind == "defend" and task.plugin == USE:
+        return False  # it calls nobody
     if task.kind in KINDS:
         return registry.is_foreign(KINDS[task.kind], task.plugin)
     return "begin" in task.fields and registry.is_foreign("attack", task.fields["begin"]["use"])

@@ -6,8 +6,10 @@ Each runs one task and returns what to write and what to note beside it. Randomn
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
+from benchmark.config.imported import USE
 from benchmark.plan.task import Task
 from benchmark.runner.stages.account import generator
+from benchmark.runner.stages.adopting import adopt
 from benchmark.runner.stages.bench import Bench, Done, snapshot_name
 from benchmark.runner.stages.drawing import draw
 from benchmark.runner.stages.scoring import check, embed, score
@@ -28,6 +30,8 @@ def needs_base(task: Task) -> bool:
 def run(task: Task, bench: Bench, report: Report) -> Done:
     """Run a task with the stage of its kind."""
     stage = {"defend": defend, "attack": attack, "generate": draw, "embed": embed, "score": score}[task.kind]
+    if task.kind == "defend" and task.plugin == USE:
+        stage = adopt
     if task.kind not in ("defend", "attack") and "begin" not in task.fields:
         return stage(task, bench, report)
     bench.resident.drop()  # a method gets a copy of its own, and its peak of memory is its own, too
