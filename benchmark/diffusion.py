@@ -221,8 +221,13 @@ class Model(ABC):
 
     @property
     def components(self) -> dict[str, Any]:
-        """What a pipeline of diffusers is made of: the parts and the tokenizers, by its names for them."""
-        return {**self.parts, **{name: getattr(self, name) for name, _ in self.readers}}
+        """What a pipeline of diffusers is made of: the modules and the tokenizers, by its names for them."""
+        return {**self.modules, **{name: getattr(self, name) for name, _ in (*self.readers, *self.listeners)}}
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The parts, and what listens: all that has weights."""
+        return {**self.parts, **{name: getattr(self, name) for _, name in self.listeners}}
 
     @property
     def tables(self) -> tuple[Tensor, ...]:
@@ -261,7 +266,11 @@ class Model(ABC):
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents `(B, C, h, w)` of images in [0, 1]."""
         found = self.vae.encode((images * 2 - 1).to(self.device, self.vae.dtype)).latent_dist
-        return self.to_latent(found.mean), found.std * self.vae.config.scaling_factor
+        return self.to_latent(found.mean), self.spread(found.std)
+
+    def spread(self, deviation: Tensor) -> Tensor:
+        """What the denoiser sees of a deviation of the VAE's own latents."""
+        return deviation * self.vae.config.scaling_factor
 
     def decode(self, z: Tensor) -> Tensor:
         """Images `(B, 3, H, W)` in [0, 1] of latents."""
@@ -275,7 +284,7 @@ class Model(ABC):
 
     def frozen(self) -> "Model":
         """This model, in evaluation mode and without gradients."""
-        for part in self.parts.values():
+        for part in self.modules.values():
             part.eval().requires_grad_(False)
         return self
 

@@ -73,7 +73,7 @@ class Look:
             return self.here
         place, revision = bases.parse(self.source)
         family = weights.family_of(bases.fetch(place, revision, [weights.INDEX], download=True))
-        return bases.fetch(place, revision, bases.patterns(family, ("json", "txt")), download=True)
+        return bases.fetch(place, revision, bases.patterns(family, ("json", "txt", "jinja")), download=True)
 
     @property
     def family(self) -> Any:

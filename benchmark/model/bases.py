@@ -142,7 +142,7 @@ def snapshot(place: str, revision: str | None, *, download: bool) -> Path:
     return folder
 
 
-def patterns(family: Family, endings: tuple[str, ...] = ("json", "txt", "safetensors")) -> list[str]:
+def patterns(family: Family, endings: tuple[str, ...] = ("json", "txt", "jinja", "safetensors")) -> list[str]:
     """The files of a family on the hub."""
     return [INDEX, *(f"{part}/*.{ending}" for part in family.folders for ending in endings)]
 

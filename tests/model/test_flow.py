@@ -14,14 +14,15 @@ from torch.nn import functional as F
 from benchmark.diffusion import Model, denoising_loss, difference, sample
 from benchmark.model.adapters import add_adapters, low_rank
 from benchmark.model.bases import load
-from benchmark.model.families.flux import pack, unpack
 from benchmark.model.flow import FlowModel
+from benchmark.model.packed import pack, unpack
 from benchmark.model.weights import family_of
 from defenses.esd import ESD
 from tests import pipelines
 
-FLOWS = ("sd3", "sd3-t5", "flux", "schnell")
+FLOWS = ("sd3", "sd3-t5", "flux", "schnell", "flux2", "flux2-distilled")
 STEPS = ((4, 3.5), (7, 1.0))
+SCRIPT = {"text_encoder_out_layers": (10, 20, 27)}  # the last would be 30, of a Qwen with more layers
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,10 @@ def test_sampling_is_the_stock_pipelines(name: str, folders: dict[str, Path], mo
         settings = {**size, "num_inference_steps": steps, "guidance_scale": guidance}
         if name.startswith("sd3"):
             theirs = pipe(prompt=["a cat", "dog"], negative_prompt="", latents=z.clone(), **settings).images
+        elif name.startswith("flux2"):
+            settings |= {"max_sequence_length": model.text_shape[0]}
+            tokens = pack(z).transpose(1, 2).unflatten(2, (2, 2))
+            theirs = model.to_latent(pipe(prompt=["a cat", "dog"], latents=tokens, **settings).images)
         else:
             packed = pipe(prompt=["a cat", "dog"], latents=pack(z), **settings).images
             theirs = unpack(packed, *model.latent_shape[1:])
@@ -180,13 +185,86 @@ def test_a_second_image_attention_is_not_the_text() -> None:
     assert model.scope("full") == names
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_a_single_block_has_one_set_of_weights_for_text_and_image(models: dict[str, FlowModel]) -> None:
+    """So that no scope may claim it for the text, or for the image."""
+    for name, fused in (("flux", "to_q"), ("flux2", "to_qkv_mlp_proj")):
+        model, rows = models[name], list[int]()
+        layer = model.transformer.get_submodule(f"single_transformer_blocks.0.attn.{fused}")
+        handle = layer.register_forward_hook(lambda _, inputs, __, rows=rows: rows.append(inputs[0].shape[1]))
+        text = texts(model)[0]
+        with torch.no_grad():
+            model.predict(noise(model), torch.tensor(0.5), text)
+        handle.remove()
+        read = model.text_shape[0] - getattr(model, "pooled_rows", 0)
+        assert rows == [read + model.tokens], name
+        for scope in ("x", "x-strict", "selfattn"):
+            assert not any(p.startswith("single_") for p in model.scope(scope)), (name, scope)  # type: ignore[arg-type]
+
+
+def test_klein_reads_the_layers_of_its_pipeline(folders: dict[str, Path], models: dict[str, FlowModel]) -> None:
+    """Not those of its training script, which are others."""
+    model = models["flux2"]
+    pipe = family_of(folders["flux2"]).module.pipeline(folders["flux2"], dtype=torch.float32)
+    settings = {"prompt": ["a cat", ""], "max_sequence_length": model.text_shape[0]}
+    with torch.no_grad():
+        ours = model.encode_text(["a cat", ""])
+        theirs, script = (pipe.encode_prompt(**settings, **layers)[0] for layers in ({}, SCRIPT))
+    torch.testing.assert_close(ours, theirs)
+    assert not torch.allclose(ours, script, atol=1e-3)
+
+
+def test_klein_is_guided_unless_it_is_distilled(models: dict[str, FlowModel]) -> None:
+    for name, passes in (("flux2", 2), ("flux2-distilled", 1)):
+        model = models[name]
+        z, (text, null) = noise(model), texts(model)
+        with torch.no_grad():
+            low, high = (model.guided(z, torch.tensor(0.5), text, null, scale) for scale in (1.0, 8.0))
+        assert torch.equal(low, high) == (passes == 1), name
+        assert (model.guided_passes(1.0), model.guided_passes(8.0)) == (1, passes)
+
+
+def test_klein_latents_are_normalised_by_the_vaes_statistics(models: dict[str, FlowModel]) -> None:
+    model = models["flux2"]
+    norm, z = model.vae.bn, noise(model)
+    patches = pack(z).transpose(1, 2).unflatten(2, (2, 2))
+
+    torch.testing.assert_close(model.from_latent(model.to_latent(z)), z)
+    torch.testing.assert_close(  # torch's own layer, in evaluation
+        pack(model.to_latent(z)).transpose(1, 2).unflatten(2, (2, 2)), norm(patches)
+    )
+    mean, deviation = model.posterior(torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    assert mean.shape[1:] == model.latent_shape
+    assert not deviation.any()  # the script takes the mode
+
+
+def test_features_are_the_images(models: dict[str, FlowModel]) -> None:
+    """Of both kinds of blocks, whatever they answer with."""
+    for name in ("sd3", "flux", "flux2"):
+        model, found = models[name], list[Tensor]()
+        handles = [
+            layer.register_forward_hook(lambda _, __, answer, m=model, f=found: f.append(m.features(answer)))
+            for layer in model.layers()
+        ]
+        with torch.no_grad():
+            model.predict(noise(model), torch.tensor(0.5), texts(model)[0])
+        for handle in handles:
+            handle.remove()
+        assert [h.shape[:2] for h in found] == [(2, model.tokens)] * 2, name
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "flux2"])
 def test_merged_adapters_predict_what_they_did(name: str, models: dict[str, FlowModel]) -> None:
     model = models[name]
     attacked, (text, _) = model.clone(), texts(model)
     rng = torch.Generator().manual_seed(0)
     layers = add_adapters(attacked, rank=2, alpha=4, targets=("to_q", "to_k", "to_v", "to_out.0"), rng=rng)
     assert any("add_q_proj" in layer for layer in layers)
+    assert any(layer.startswith("single_") for layer in layers) == (name != "sd3")
+    if name == "flux2":
+        assert {layer.rpartition(".")[2] for layer in layers if layer.startswith("single_")} == {
+            "to_qkv_mlp_proj",
+            "to_out",
+        }
     for layer in layers.values():
         layer.lora_B["default"].weight.data.normal_(generator=rng)
     z, s = noise(model), torch.tensor([0.3, 0.8])
@@ -220,14 +298,15 @@ def test_a_distilled_guidance_is_read_by_dev_alone(models: dict[str, FlowModel])
 
 
 def test_float16_is_refused(models: dict[str, FlowModel]) -> None:
-    with pytest.raises(ValueError, match="overflows"):
-        replace(models["sd3"], precision="float16")
+    for model in models.values():
+        with pytest.raises(ValueError, match="overflows"):
+            replace(model, precision="float16")
 
 
 def test_flux_words_cannot_be_searched(models: dict[str, FlowModel]) -> None:
-    model = models["flux"]
-    with pytest.raises(ValueError, match="T5"):
-        model.encode_words(model.words(model.ids(["cat"])))
+    for name, who in (("flux", "T5"), ("flux2", "Qwen3")):
+        with pytest.raises(ValueError, match=who):
+            models[name].encode_words(torch.zeros(1, 12, 16))
 
 
 def test_latents_and_images_are_shifted_as_the_pipeline_does(models: dict[str, FlowModel]) -> None:
