@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 Split = Literal["concept", "retained", "cross", "safe", "attacker", "defender", "prior", "benign"]
 Scenario = Literal["relearn", "personalize"]
 Precision = Literal["float32", "bfloat16", "float16"]
+Requirement = Literal["words", "readers", "schedule", "u-old"]
+"""What a method may need that not every family of models has.
+
+words     texts given as word vectors, for words that are searched for or learned
+readers   a text encoder that a delta may change
+schedule  a noise schedule
+u-old     ESD's old scope of that name
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,10 +36,10 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from benchmark.diffusion import Model, Scope, difference
-from benchmark.types import Concept, Delta, Examples, Report
+from benchmark.types import Concept, Delta, Examples, Report, Requirement
 from defenses.base import Defense
 from defenses.free_words import adversarial, table_noise, with_room
-from defenses.sampling import Sampler, mean_length, partial_sample
+from defenses.sampling import Sampler, mean_length, needs, partial_sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +118,10 @@ class AEGIS(Defense):
                 omega = min(1.0, omega + self.omega_step)
             report(step=i + 1, total=self.steps, loss=loss.item())
         return difference(edited, model, names=names)
+
+    def requires(self, concept: Concept) -> tuple[Requirement, ...]:
+        """Words to search, and what its sampler and its scope need."""
+        return ("words", *needs(self.sampler, self.scope_for(concept)))
 
     @property
     def omega_step(self) -> float:

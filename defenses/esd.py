@@ -30,9 +30,9 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from benchmark.diffusion import Model, Scope, difference
-from benchmark.types import Concept, Delta, Examples, Report
+from benchmark.types import Concept, Delta, Examples, Report, Requirement
 from defenses.base import Defense
-from defenses.sampling import Sampler, mean_length, partial_sample
+from defenses.sampling import Sampler, mean_length, needs, partial_sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +122,10 @@ class ESD(Defense):
             eps_null, eps_c = model.predict(z_t, t, null), model.predict(z_t, t, c)
             eps_tgt = eps_null - self.eta * (eps_c - eps_null)  # Eq. target
         return F.mse_loss(edited.predict(z_t, t, c), eps_tgt)  # Eq. loss
+
+    def requires(self, concept: Concept) -> tuple[Requirement, ...]:
+        """What its sampler and its scope need."""
+        return needs(self.sampler, self.scope)
 
     def passes(self) -> int:
         """A step has three predictions, a backward pass and the mean part of a guided trajectory."""

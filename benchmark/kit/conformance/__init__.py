@@ -17,6 +17,7 @@ from benchmark.kit.conformance.classes import (
     presets_name_fields,
 )
 from benchmark.kit.conformance.expect import expect, seeded, silent
+from benchmark.kit.conformance.needs import says_what_it_uses
 from benchmark.kit.conformance.of_attacks import (
     check_attack,
     finetuned,
@@ -63,6 +64,7 @@ __all__ = [
     "protects_repeatably",
     "rewords_repeatably",
     "same",
+    "says_what_it_uses",
     "scores_black_white_and_grey",
     "scores_whatever_the_batch",
     "searched",

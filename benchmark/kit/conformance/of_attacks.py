@@ -12,6 +12,7 @@ from attacks.base import Attack, PromptAttack, SamplingAttack, WeightAttack
 from benchmark.diffusion import Model
 from benchmark.kit.conformance.classes import check_class
 from benchmark.kit.conformance.expect import expect, global_state_kept, seeded, silent, unchanged
+from benchmark.kit.conformance.needs import says_what_it_uses
 from benchmark.kit.conformance.tiny import small, tiny_concept, tiny_examples, tiny_model
 from benchmark.types import PROMPT, Concept, Examples, Report, Snapshot
 
@@ -22,7 +23,7 @@ def check_attack(cls: type[Attack], fields: Mapping[str, Any] | None = None) -> 
     method, model, concept, examples = small(cls, fields), tiny_model(), tiny_concept(), tiny_examples()
     rewords_repeatably(method, concept)
     derives_from_what_it_changes(method)
-    with unchanged(model):
+    with unchanged(model), says_what_it_uses(method, model, concept):
         if isinstance(method, WeightAttack):
             finetunes_each_budget(method, model, concept, examples)
             finetunes_alike_under_more_budgets(method, model, concept, examples)

@@ -33,6 +33,12 @@ SETTINGS = ("tokenizer", "tokenizer_2", "scheduler")
 FLAGS = ()
 OPTIONAL = ()
 SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
+LACKS = {
+    "words": "T5 reads spelled texts alone",
+    "schedule": "it is a flow and has no noise schedule",
+    "u-old": "it is a transformer",
+    "float16": "a flow transformer overflows in it",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@
     v    = v_theta(pack(z_s), s, h)         2 x 2 latents make a token
     z    = (pack(z') - m) / sqrt(d + e)     z' the VAE's latents; m, d, e its batch norm's mean, variance and epsilon
 
-S is 512, as in diffusers, or what the config of `text_encoder` has as `text_rows`. Qwen sees which rows are padding, the
-transformer reads all. Images enter by the posterior's mode, as in the script. A distilled model needs no guidance.
+S is 512, as in diffusers, or what the config of `text_encoder` has as `text_rows`. Qwen sees which rows are padding;
+the transformer reads all. Images enter by the posterior's mode, as in the script. A distilled model needs no guidance.
 Trap: the training script reads layers 10, 20 and 30 where the pipeline reads 9, 18 and 27. Ours are the pipeline's.
 
 Licence: klein-base-4B Apache-2.0, klein-9B non-commercial. klein-base-4B: 3.9 B parameters beside Qwen3's 4.0 B.
@@ -28,6 +28,13 @@ SETTINGS = ("tokenizer", "scheduler")
 FLAGS = ("is_distilled",)
 OPTIONAL = ()
 SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
+LACKS = {
+    "words": "Qwen3 reads spelled texts alone",
+    "readers": "Qwen3 stays as it is",
+    "schedule": "it is a flow and has no noise schedule",
+    "u-old": "it is a transformer",
+    "float16": "a flow transformer overflows in it",
+}
 LAYERS = (9, 18, 27)  # of the language model
 
 

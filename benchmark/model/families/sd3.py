@@ -34,6 +34,11 @@ SETTINGS = ("tokenizer", "tokenizer_2", "scheduler")
 FLAGS = ()
 OPTIONAL = ("text_encoder_3", "tokenizer_3")
 SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
+LACKS = {
+    "schedule": "it is a flow and has no noise schedule",
+    "u-old": "it is a transformer",
+    "float16": "a flow transformer overflows in it",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
