@@ -85,8 +85,8 @@ class AEGIS(Defense):
         Raises:
             ValueError: the scope selects no parameter, a wording leaves no room for the prefix, or L_e is not finite.
         """
-        edited = model.clone()
-        names = edited.scope(self.scope_for(concept))
+        names = model.scope(self.scope_for(concept))
+        edited = model.clone(only={f"{model.part}.{name}" for name in names})
         for name, parameter in edited.denoiser.named_parameters():
             parameter.requires_grad_(name in names)
         theta = [p for n, p in edited.denoiser.named_parameters() if n in names]

@@ -83,7 +83,8 @@ class IMMA(Defense):
         Raises:
             ValueError: the U-Net has no attention projections, or the loss is not finite.
         """
-        immunised = model.clone()
+        theta_of = {f"{model.part}.{name}" for name in projections(model)}
+        immunised = model.clone(only={model.part} if self.adaptation == "dreambooth" else theta_of)
         theta = projections(immunised)  # taken first: an adapter would change the names
         phi, rewrite = self.adapt(immunised, concept, rng)
         for parameter in (*theta.values(), *phi):

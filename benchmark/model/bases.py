@@ -19,6 +19,7 @@ from benchmark.model.assumed import ASSUMED
 from benchmark.model.families import Family, named
 from benchmark.model.weights import INDEX, UnsupportedError, check, family_of, read_json
 from benchmark.model.weights import fingerprint as fingerprint
+from benchmark.types import Precision
 
 if TYPE_CHECKING:
     from benchmark.diffusion import Model
@@ -221,8 +222,8 @@ def refusal(error: Exception, place: str, revision: str | None) -> str:
     return f"expected to get {place} from the hub, got {type(error).__name__}: {text}; try again, or give a folder."
 
 
-def load(folder: Path, *, device: str = "cpu") -> "Model":
-    """Load a model's folder in float32, frozen.
+def load(folder: Path, *, device: str = "cpu", precision: Precision = "float32") -> "Model":
+    """Load a model's folder, frozen: in float32, but for a flow's transformer and language models in a run of bfloat16.
 
     Raises:
         DataError: its parts do not fit each other.
@@ -233,10 +234,14 @@ def load(folder: Path, *, device: str = "cpu") -> "Model":
 
     described = family_of(folder)
     family = described.module
+    half = described.is_flow and precision == "bfloat16"
+    types = {described.denoiser: torch.bfloat16 if half else torch.float32, "default": torch.float32}
     try:
-        pipe = family.pipeline(folder, dtype=torch.float32)
+        pipe = family.pipeline(folder, dtype=types)
         check_loaded(folder, pipe, described.weights(folder))
         found: Model = family.model(pipe, schedule_of(folder, described))
+        for _, encoder in found.listeners if half else ():
+            getattr(found, encoder).to(torch.bfloat16)
     except UNFIT as error:
         why = clipped(" ".join(str(error).split()), 500)
         raise DataError(f"expected parts in {folder} that fit each other, got {type(error).__name__}: {why}") from error

@@ -50,6 +50,29 @@ class Packed(FlowModel):
         return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": self.shift(steps)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Normed(Packed):
+    """Packed latents that are normalised by the VAE's batch norm, of which the mode alone is taken."""
+
+    @property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """m and sqrt(d + e), `(4 C,)`."""
+        norm: Any = self.vae.bn
+        return norm.running_mean, (norm.running_var + self.vae.config.batch_norm_eps).sqrt()
+
+    def to_latent(self, z: Tensor) -> Tensor:
+        """Packed, normalised and unpacked."""
+        return unpack((pack(z) - self.moments[0]) / self.moments[1], *z.shape[2:])
+
+    def from_latent(self, z: Tensor) -> Tensor:
+        """The same backwards."""
+        return unpack(pack(z) * self.moments[1] + self.moments[0], *z.shape[2:])
+
+    def spread(self, deviation: Tensor) -> Tensor:
+        """Nothing: images enter by the mode."""
+        return torch.zeros_like(deviation)
+
+
 def pack(z: Tensor) -> Tensor:
     """`(B, C, h, w)` as tokens `(B, h w / 4, 4 C)`."""
     b, c, h, w = z.shape

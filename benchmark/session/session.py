@@ -178,6 +178,7 @@ class Session:
             self.store,
             device=device,
             batch=batch,
+            precision=self.plan.config.raw.precision,
             save_flagged=self.save_flagged,
             keep_attacks=self.keep_attacks,
         )

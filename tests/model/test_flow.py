@@ -17,6 +17,7 @@ from benchmark.model.bases import load
 from benchmark.model.flow import FlowModel
 from benchmark.model.packed import pack, unpack
 from benchmark.model.weights import family_of
+from benchmark.types import Delta
 from defenses.esd import ESD
 from tests import pipelines
 
@@ -341,3 +342,72 @@ def test_ddim_is_diffusers_to_the_bit(model: Model, steps: int) -> None:
     assert torch.equal(times[:-1], theirs.timesteps)
     for t, t_next in pairwise(times):
         assert torch.equal(model.step(z, eps, t, t_next), theirs.step(eps, t, z).prev_sample)
+
+
+# Memory.
+
+
+def places(model: Model) -> dict[str, int]:
+    """Where each parameter's memory begins."""
+    return {f"{part}.{n}": p.data_ptr() for part, m in model.parts.items() for n, p in m.named_parameters()}
+
+
+@pytest.mark.parametrize("name", ["sd3-t5", "flux", "flux2"])
+def test_all_that_a_pipeline_is_made_of_is_written(name: str, models: dict[str, FlowModel], folders: Any) -> None:
+    """T5 and language models too, which no delta changes."""
+    pipe = family_of(folders[name]).module.pipeline(folders[name], **models[name].components)
+    for part in (*family_of(folders[name]).parts, "tokenizer"):
+        assert getattr(pipe, part) is getattr(models[name], part)
+    assert not any(p.requires_grad for part in models[name].modules.values() for p in part.parameters())
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "flux2"])
+def test_copies_share_what_does_not_change(name: str, models: dict[str, FlowModel]) -> None:
+    model = models[name]
+    names = sorted(model.scope("x"))[:3]
+    delta = Delta(dense={f"transformer.{n}": torch.ones_like(model.transformer.get_parameter(n)) for n in names})
+    before = places(model)
+
+    defended = model.with_delta(delta)
+    attacked = defended.clone(only=())
+    trained = defended.clone(only={"vae"})
+
+    assert {n for n, at in places(defended).items() if at != before[n]} == delta.names
+    assert places(attacked) == places(defended)
+    assert {n.partition(".")[0] for n, at in places(trained).items() if at != places(defended)[n]} == {"vae"}
+    z, s, (text, _) = noise(model), torch.tensor([0.3, 0.8]), texts(model)
+    whole = model.clone()
+    for n in names:
+        whole.transformer.get_parameter(n).data.add_(1)
+    with torch.no_grad():
+        assert torch.equal(attacked.predict(z, s, text), whole.predict(z, s, text))
+        assert not torch.equal(model.predict(z, s, text), whole.predict(z, s, text))
+
+
+@pytest.mark.parametrize("name", ["sd3-t5", "flux", "flux2"])
+def test_in_bfloat16_what_is_frozen_is_half_and_what_is_trained_is_not(name: str, folders: dict[str, Path]) -> None:
+    model = replace(load(folders[name], precision="bfloat16"), precision="bfloat16")
+    listener = getattr(model, model.listeners[0][1])
+    assert {p.dtype for part in (model.denoiser, listener) for p in part.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.vae.parameters()} == {torch.float32}
+    text, null = texts(model)
+    assert text.dtype == torch.float32
+
+    attacked, rng = model.clone(only=()), torch.Generator().manual_seed(0)
+    layers = add_adapters(attacked, rank=2, alpha=2, targets=("to_q", "to_out.0"), rng=rng)
+    trained = [p for p in attacked.denoiser.parameters() if p.requires_grad]
+    denoising_loss(attacked, noise(model), text, rng=rng).backward()
+    assert {p.dtype for p in trained} == {p.grad.dtype for p in trained if p.grad is not None} == {torch.float32}
+
+    edited = model.clone(only={"transformer"})
+    assert {p.dtype for p in edited.denoiser.parameters()} == {torch.float32}
+    tiny = Delta(dense={"transformer.proj_out.weight": torch.full_like(edited.denoiser.proj_out.weight, 1e-6)})  # type: ignore[union-attr,arg-type]
+    kept = difference(model.with_delta(tiny), model).dense["transformer.proj_out.weight"]
+    torch.testing.assert_close(kept, tiny.dense["transformer.proj_out.weight"], rtol=0.05, atol=0)  # lost in bfloat16
+    assert low_rank(layers, "transformer").low_rank
+
+    full = load(folders[name])
+    z, s = noise(model), torch.tensor([0.3, 0.8])
+    with torch.no_grad():
+        torch.testing.assert_close(model.predict(z, s, text), full.predict(z, s, texts(full)[0]), atol=0.2, rtol=0.1)
+    assert sample(model, z, text, null, steps=2, guidance=2.0).dtype == torch.float32

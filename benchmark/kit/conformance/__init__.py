@@ -40,6 +40,7 @@ from benchmark.kit.conformance.of_metrics import (
     scores_whatever_the_batch,
 )
 from benchmark.kit.conformance.tiny import ON_MINI, SMALL, small, tiny_concept, tiny_examples, tiny_model, tiny_pipeline
+from benchmark.kit.conformance.tiny_flow import tiny_flow, tiny_for
 
 __all__ = [
     "ON_MINI",
@@ -76,6 +77,8 @@ __all__ = [
     "starts_inside_the_trajectory",
     "tiny_concept",
     "tiny_examples",
+    "tiny_flow",
+    "tiny_for",
     "tiny_model",
     "tiny_pipeline",
 ]

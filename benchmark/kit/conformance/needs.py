@@ -21,18 +21,18 @@ def says_what_it_uses(method: Any, model: Model, concept: Concept) -> Iterator[N
     cls, used = type(model), set[str]()
     with ExitStack() as stack:
         for name, requirement in USES.items():
-            stack.enter_context(patch.object(cls, name, noting(getattr(cls, name), lambda _, r=requirement: r, used)))
-        stack.enter_context(patch.object(cls, "scope", noting(cls.scope, lambda words: words[1], used)))
+            stack.enter_context(patch.object(cls, name, noting(getattr(cls, name), used, requirement)))
+        stack.enter_context(patch.object(cls, "scope", noting(cls.scope, used, None)))
         yield
     missing = sorted(used & set(known) - set(asked))
     expect(not missing, f"`requires` to name {', '.join(missing)}, which it uses", asked)
 
 
-def noting(call: Callable[..., Any], what: Callable[[tuple[Any, ...]], str], used: set[str]) -> Callable[..., Any]:
-    """A method of the model that notes what it stands for."""
+def noting(call: Callable[..., Any], used: set[str], what: str | None) -> Callable[..., Any]:
+    """A method of the model that notes what it stands for; None: its first argument."""
 
-    def noted(*words: Any, **more: Any) -> Any:
-        used.add(what(words))
-        return call(*words, **more)
+    def noted(model: Model, *words: Any, **more: Any) -> Any:
+        used.add(what if what is not None else str(words[0]))
+        return call(model, *words, **more)
 
     return noted

@@ -9,7 +9,8 @@ A file of this folder says in literals, which are read from its text, what it lo
     OPTIONAL = ("text_encoder_3",)               folders that it reads where they are
     SCHEDULERS = ()                              its scheduler's classes; empty for Stable Diffusion's noise schedule
     LACKS = {"words": "T5 reads them"}           what a method may require, and a precision, that it has not (see
-                                                 `benchmark.types.Requirement`), and why: refused with the plan
+                                                 `benchmark.types.Requirement`), and why: refused with the plan;
+                                                 what all U-Nets or all flows lack is below
 
 All seven must be there. Two functions say how:
 
@@ -27,6 +28,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+OF_UNETS = {"joint": "it is a U-Net, which attends to the text apart"}
+OF_FLOWS = {
+    "schedule": "it is a flow and has no noise schedule",
+    "u-old": "it is a transformer",
+    "float16": "a flow transformer overflows in it",
+}
 LITERALS = ("PIPELINES", "PARTS", "SETTINGS", "FLAGS", "OPTIONAL", "SCHEDULERS", "LACKS")
 
 
@@ -92,6 +99,7 @@ def described(file: Path) -> Family:
             name = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
             if isinstance(name, ast.Name) and name.id in LITERALS:
                 values[name.id] = ast.literal_eval(node.value)
+    values["LACKS"] = {**(OF_FLOWS if values["SCHEDULERS"] else OF_UNETS), **values["LACKS"]}
     return Family(file.stem, *(values[name] for name in LITERALS))
 
 

@@ -20,7 +20,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
 from torch import Tensor
 
-from benchmark.model.packed import Packed, pack, places, unpack
+from benchmark.diffusion import span
+from benchmark.model.packed import Normed, pack, places, unpack
 
 PIPELINES = ("Flux2KleinPipeline",)
 PARTS = ("transformer", "vae", "text_encoder")
@@ -28,18 +29,12 @@ SETTINGS = ("tokenizer", "scheduler")
 FLAGS = ("is_distilled",)
 OPTIONAL = ()
 SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
-LACKS = {
-    "words": "Qwen3 reads spelled texts alone",
-    "readers": "Qwen3 stays as it is",
-    "schedule": "it is a flow and has no noise schedule",
-    "u-old": "it is a transformer",
-    "float16": "a flow transformer overflows in it",
-}
+LACKS = {"words": "Qwen3 reads spelled texts alone", "readers": "Qwen3 stays as it is"}
 LAYERS = (9, 18, 27)  # of the language model
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flux2(Packed):
+class Flux2(Normed):
     """FLUX.2-klein; `is_distilled` says that it was trained to need no guidance."""
 
     is_distilled: bool = False
@@ -57,13 +52,23 @@ class Flux2(Packed):
     @property
     def text_shape(self) -> tuple[int, int]:
         """`(S, J)`."""
-        return int(getattr(self.text_encoder.config, "text_rows", 512)), int(self.config.joint_attention_dim)
+        rows = getattr(getattr(self.text_encoder, "config", None), "text_rows", 512)
+        return int(rows), int(self.config.joint_attention_dim)
+
+    def chat(self, texts: Sequence[str]) -> list[str]:
+        """Texts in Qwen's template."""
+        how = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+        return list(self.tokenizer.apply_chat_template([[{"role": "user", "content": text}] for text in texts], **how))
+
+    def rows_of(self, phrase: str) -> list[int]:
+        """The phrase's rows inside the template."""
+        self.gate([phrase])
+        return span(*(self.tokenizer(text).input_ids for text in self.chat([phrase, ""])))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """The encoding of texts, `(B, S, J)`; the language model's head is not asked."""
         self.gate(texts)
-        chat = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
-        said = self.tokenizer.apply_chat_template([[{"role": "user", "content": text}] for text in texts], **chat)
+        said = self.chat(texts)
         cut = {"padding": "max_length", "truncation": True, "max_length": self.text_shape[0]}
         found = self.tokenizer(said, return_tensors="pt", return_token_type_ids=False, **cut).to(self.device)
         hidden = self.text_encoder.model(**found, output_hidden_states=True, use_cache=False).hidden_states
@@ -85,24 +90,6 @@ class Flux2(Packed):
         """mu: linear in the tokens, and in the steps between what fits 10 of them and 200."""
         of_200, of_10 = 1.6927e-4 * self.tokens + 0.45666666, 8.73809524e-5 * self.tokens + 1.89833333
         return of_200 if self.tokens > 4300 else of_200 + (of_10 - of_200) * (200 - steps) / 190
-
-    @property
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """m and sqrt(d + e), `(4 C,)`."""
-        norm: Any = self.vae.bn
-        return norm.running_mean, (norm.running_var + self.vae.config.batch_norm_eps).sqrt()
-
-    def to_latent(self, z: Tensor) -> Tensor:
-        """Packed, normalised and unpacked."""
-        return unpack((pack(z) - self.moments[0]) / self.moments[1], *z.shape[2:])
-
-    def from_latent(self, z: Tensor) -> Tensor:
-        """The same backwards."""
-        return unpack(pack(z) * self.moments[1] + self.moments[0], *z.shape[2:])
-
-    def spread(self, deviation: Tensor) -> Tensor:
-        """Nothing: images enter by the mode."""
-        return torch.zeros_like(deviation)
 
     def features(self, answer: Any) -> Tensor:
         """The image's stream; a single block answers with the text's rows before the image's."""
