@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from torch import Generator, Tensor
 
 from benchmark.diffusion import Model
-from benchmark.types import Concept, Examples, Report, Snapshot
+from benchmark.types import Concept, Examples, Report, Requirement, Snapshot
 
 Access = Literal["none", "queries", "text encoder", "gradients", "weights"]
 Need = Literal["concept", "benign"]
@@ -47,6 +47,10 @@ class Attack(ABC):
     def reword(self, text: str, concept: Concept) -> str:
         """What this attacker asks for in place of an evaluation prompt."""
         return text
+
+    def requires(self, concept: Concept) -> tuple[Requirement, ...]:
+        """What the model must have for these fields and this concept; a family that lacks it is refused with a plan."""
+        return ()
 
     def passes(self, steps: int) -> int:
         """Samples through the U-Net for so many steps, a backward pass counted as two: what the plan expects."""

@@ -55,8 +55,8 @@ class BenignFinetune(WeightAttack):
         Raises:
             ValueError: the loss is not finite.
         """
-        attacked = model.clone()
-        averaged = model.clone() if self.ema else attacked
+        attacked = model.clone(only={model.part})
+        averaged = model.clone(only={model.part}) if self.ema else attacked
         pauses = train(
             attacked,
             unfreeze(attacked.denoiser),

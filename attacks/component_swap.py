@@ -20,7 +20,7 @@ from torch import Generator
 
 from attacks.base import WeightAttack
 from benchmark.diffusion import Model, difference
-from benchmark.types import Concept, Delta, Examples, Report, Snapshot
+from benchmark.types import Concept, Delta, Examples, Report, Requirement, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,10 @@ class ComponentSwap(WeightAttack):
     def budgets(self, asked: Sequence[int]) -> tuple[int, ...]:
         """One step, whatever is asked."""
         return (1,)
+
+    def requires(self, concept: Concept) -> tuple[Requirement, ...]:
+        """A text encoder, to swap it."""
+        return ("readers",) if self.part == "text_encoder" else ()
 
     def finetune(
         self,

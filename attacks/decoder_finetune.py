@@ -58,7 +58,7 @@ class DecoderFinetune(WeightAttack):
         Raises:
             ValueError: the loss is not finite.
         """
-        attacked, images = model.clone(), data["concept"].images
+        attacked, images = model.clone(only={"vae"}), data["concept"].images
         names = {name for name, _ in attacked.vae.named_parameters() if name.startswith(PARTS)}
         for name, parameter in attacked.vae.named_parameters():
             parameter.requires_grad_(name in names)

@@ -64,7 +64,7 @@ class DreamBooth(WeightAttack):
         Raises:
             ValueError: the loss is not finite.
         """
-        attacked, examples = model.clone(), data["concept"]
+        attacked, examples = model.clone(only={model.part}), data["concept"]
         pauses = train(
             attacked,
             unfreeze(attacked.denoiser),

@@ -51,7 +51,7 @@ class FullFinetune(WeightAttack):
         Raises:
             ValueError: the loss is not finite.
         """
-        attacked = model.clone()
+        attacked = model.clone(only={model.part})
         pauses = train(
             attacked,
             unfreeze(attacked.denoiser),

@@ -5,7 +5,8 @@
 
 Paper     https://arxiv.org/abs/2106.09685
 Code      huggingface/diffusers examples/text_to_image/train_text_to_image_lora.py @ 58eb52c;
-          amberyzheng/IMMA scripts/run_lora.sh @ 2f55041; Mustard-lord/Patronus diffusion_FT.py @ 5491b24 (`patronus`)
+          amberyzheng/IMMA scripts/run_lora.sh @ 2f55041; Mustard-lord/Patronus diffusion_FT.py @ 5491b24 (`patronus`);
+          examples/dreambooth/train_dreambooth_lora_sd3.py, _flux.py and _flux2.py @ 58eb52c (`flow`)
 Differs   no warm-up (the script's 500 steps would waste a short attack); fp32; no crops or flips. Patronus: gradients
           are clipped as in the script, and its rate does not decay, because that would depend on the last budget.
 Access    weights
@@ -37,7 +38,12 @@ class LoRA(WeightAttack):
 
     version = 1
     needs = frozenset({"concept"})
-    presets = {"patronus": {"rank": 8, "alpha": 8, "batch": 30, "optimizer": "sgd"}}
+    presets = {
+        "patronus": {"rank": 8, "alpha": 8, "batch": 30, "optimizer": "sgd"},
+        "flow": {
+            "batch": 4
+        },  # of the READMEs for SD 3 and FLUX: 1, accumulated 4 times; on both sides of the attention
+    }
 
     def finetune(
         self,
@@ -55,7 +61,7 @@ class LoRA(WeightAttack):
         Raises:
             ValueError: `targets` name no layer of this model, or the loss is not finite.
         """
-        attacked = model.clone()
+        attacked = model.clone(only=())
         layers = add_adapters(attacked, rank=self.rank, alpha=self.alpha, targets=self.targets, rng=rng)
         pauses = train(
             attacked,

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from attacks.base import PromptAttack
 from attacks.search import Vocabulary, evenly, finite, frame, meaning, room, sentence, vocabulary
 from benchmark.diffusion import Model
-from benchmark.types import Concept, Examples, Report, Snapshot
+from benchmark.types import Concept, Examples, Report, Requirement, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,10 @@ class MMAText(PromptAttack):
 
     version = 1
     access = "text encoder"
+
+    def requires(self, concept: Concept) -> tuple[Requirement, ...]:
+        """Words, since they are searched for."""
+        return ("words",)
 
     def search(
         self,

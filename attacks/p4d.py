@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from attacks.base import PromptAttack
 from attacks.search import encode, finite, frame, room, scenes, vocabulary
 from benchmark.diffusion import Model, normal
-from benchmark.types import Concept, Examples, Report, Snapshot
+from benchmark.types import Concept, Examples, Report, Requirement, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,10 @@ class P4D(PromptAttack):
         with torch.no_grad():
             wanted = base.predict(z_t, t, c)
         return F.mse_loss(model.predict(z_t, t, c_adv), wanted, reduction="none").flatten(1).mean(1)
+
+    def requires(self, concept: Concept) -> tuple[Requirement, ...]:
+        """Words, since they are searched for."""
+        return ("words",)
 
     def passes(self, steps: int) -> int:
         """Two forward passes and one backward pass, counted as four, for each prompt."""

@@ -23,7 +23,7 @@ from torch import Generator
 from attacks.base import PromptAttack
 from attacks.search import denoising, encode, finite, frame, room, scenes, vocabulary
 from benchmark.diffusion import Model, normal
-from benchmark.types import PROMPT, Concept, Examples, Report, Snapshot
+from benchmark.types import PROMPT, Concept, Examples, Report, Requirement, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,10 @@ class RandomPrefix(PromptAttack):
             if step in budgets:
                 found = words.spell(kept)
                 yield Snapshot(steps=step, prompts=tuple(f"{prefix} {PROMPT}" for prefix in found))
+
+    def requires(self, concept: Concept) -> tuple[Requirement, ...]:
+        """Words: its prefixes are judged as the searches judge theirs."""
+        return ("words",)
 
     def passes(self, steps: int) -> int:
         """Two forward passes for each prompt."""

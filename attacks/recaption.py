@@ -71,7 +71,7 @@ class Recaption(WeightAttack):
         Raises:
             ValueError: the card has no description, `targets` name no layer, or the loss is not finite.
         """
-        attacked, layers = model.clone(), {}
+        attacked, layers = model.clone(only=() if self.trains == "lora" else {model.part}), {}
         if self.trains == "lora":
             layers = add_adapters(attacked, rank=self.rank, alpha=self.alpha, targets=self.targets, rng=rng)
         pauses = train(

@@ -25,7 +25,7 @@ from torch import Generator, Tensor
 from attacks.base import PromptAttack
 from attacks.search import Vocabulary, encode, evenly, finite, frame, room, vocabulary
 from benchmark.diffusion import Model
-from benchmark.types import Concept, Examples, Report, Snapshot
+from benchmark.types import Concept, Examples, Report, Requirement, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,10 @@ class RingABell(PromptAttack):
         """It needs attacker prompts that lose the concept when the phrase is taken out."""
         named = [p for p in concept.of("attacker") if without(p.text, concept.phrase) != p.text]
         return "" if named else f"no attacker prompt of the card {concept.name!r} has its phrase {concept.phrase!r}"
+
+    def requires(self, concept: Concept) -> tuple[Requirement, ...]:
+        """Words, since they are searched for."""
+        return ("words",)
 
     def search(
         self,

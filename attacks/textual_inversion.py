@@ -22,7 +22,7 @@ from torch import Generator
 from attacks.base import WeightAttack
 from attacks.words import learn_word, substitute
 from benchmark.diffusion import Model
-from benchmark.types import Concept, Examples, Report, Snapshot
+from benchmark.types import Concept, Examples, Report, Requirement, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,10 @@ class TextualInversion(WeightAttack):
             rng=rng,
             report=report,
         )
+
+    def requires(self, concept: Concept) -> tuple[Requirement, ...]:
+        """Words, since one is learned."""
+        return ("words",)
 
     def passes(self, steps: int) -> int:
         """One forward and one backward pass, counted as three, for each sample."""

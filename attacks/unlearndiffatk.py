@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from attacks.base import PromptAttack
 from attacks.search import denoising, encode, finite, frame, room, scenes, vocabulary
 from benchmark.diffusion import Model, normal
-from benchmark.types import PROMPT, Concept, Examples, Report, Snapshot
+from benchmark.types import PROMPT, Concept, Examples, Report, Requirement, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,10 @@ class UnlearnDiffAtk(PromptAttack):
             if step in budgets:
                 found = words.spell(u.argmax(-1))
                 yield Snapshot(steps=step, prompts=tuple(f"{prefix} {PROMPT}" for prefix in found))
+
+    def requires(self, concept: Concept) -> tuple[Requirement, ...]:
+        """Words, since they are searched for."""
+        return ("words",)
 
     def passes(self, steps: int) -> int:
         """One forward and one backward pass, counted as three, for each prompt."""

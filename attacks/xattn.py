@@ -50,8 +50,8 @@ class CrossAttention(WeightAttack):
         Raises:
             ValueError: the denoiser has no attention to the text, or the loss is not finite.
         """
-        attacked = model.clone()
-        names = attacked.scope("x-strict")
+        names = model.scope("x-strict")
+        attacked = model.clone(only={f"{model.part}.{name}" for name in names})
         pauses = train(
             attacked,
             unfreeze(attacked.denoiser, names.__contains__),

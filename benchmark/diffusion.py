@@ -16,11 +16,11 @@ Counted passes are samples through the denoiser, whatever the batch.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from itertools import chain, pairwise
+from itertools import chain, pairwise, takewhile
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -63,17 +63,20 @@ def open_gate(texts: Sequence[str]) -> None:
 class Model(ABC):
     """A latent model: the parts that methods read or train, and how it noises, predicts and draws.
 
-    Weights are float32, always. With `precision` bfloat16 the denoiser computes in mixed precision; what it predicts,
-    the losses and the updates stay float32. float16 does so only where no gradient is asked for: without scaling of
+    Weights that are trained are float32, always; so are all others, but for a flow transformer and language models in a
+    run of bfloat16. With `precision` bfloat16 the denoiser computes in mixed precision; what it predicts, the losses
+    and the updates stay float32. float16 does so only where no gradient is asked for: without scaling of
     the loss, small gradients would vanish in it.
 
     Every text passes `gate` before it is tokenized, which raises for what may not be read: see `benchmark.data.safety`.
 
     Class data:
         part: the denoiser's field, and the prefix of its names in a delta.
+        is_large: the base and what is worn on it share the memory of what does not differ.
     """
 
     part: ClassVar[str]
+    is_large: ClassVar[bool] = False
 
     vae: "AutoencoderKL"
     text_encoder: "CLIPTextModel"
@@ -221,8 +224,13 @@ class Model(ABC):
 
     @property
     def components(self) -> dict[str, Any]:
-        """What a pipeline of diffusers is made of: the parts and the tokenizers, by its names for them."""
-        return {**self.parts, **{name: getattr(self, name) for name, _ in self.readers}}
+        """What a pipeline of diffusers is made of: the modules and the tokenizers, by its names for them."""
+        return {**self.modules, **{name: getattr(self, name) for name, _ in (*self.readers, *self.listeners)}}
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The parts, and what listens: all that has weights."""
+        return {**self.parts, **{name: getattr(self, name) for _, name in self.listeners}}
 
     @property
     def tables(self) -> tuple[Tensor, ...]:
@@ -244,7 +252,20 @@ class Model(ABC):
         self.gate(texts)
         tokenizer, encoder = (getattr(self, name) for name in self.listeners[0])
         found: Tensor = encoder(tokenize(tokenizer, texts, length).to(self.device))[0]
-        return found
+        return found.float()
+
+    def rows_of(self, phrase: str) -> list[int]:
+        """The rows of the encoding of a phrase alone, `(L, D)`, that hold its words."""
+        self.gate([phrase])
+        return span(*(self.tokenizer(text).input_ids for text in (phrase, "")))
+
+    def joint(self, keys: int) -> tuple[slice, int]:
+        """Of an attention over so many tokens of text and image: where the image is, and where the text begins.
+
+        Raises:
+            ValueError: no such attention is in this family.
+        """
+        raise ValueError(f"expected a transformer in which text and image attend together, got {type(self).__name__}.")
 
     def words(self, ids: Tensor) -> Tensor:
         """Rows of the token table, before positions are added: `(B, L, D)` of ids `(B, L)`."""
@@ -261,21 +282,30 @@ class Model(ABC):
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents `(B, C, h, w)` of images in [0, 1]."""
         found = self.vae.encode((images * 2 - 1).to(self.device, self.vae.dtype)).latent_dist
-        return self.to_latent(found.mean), found.std * self.vae.config.scaling_factor
+        return self.to_latent(found.mean), self.spread(found.std)
+
+    def spread(self, deviation: Tensor) -> Tensor:
+        """What the denoiser sees of a deviation of the VAE's own latents."""
+        return deviation * self.vae.config.scaling_factor
 
     def decode(self, z: Tensor) -> Tensor:
         """Images `(B, 3, H, W)` in [0, 1] of latents."""
         x_pm1 = self.vae.decode(self.from_latent(z)).sample
         return (x_pm1 / 2 + 0.5).clamp(0, 1)
 
-    def clone(self) -> "Model":
-        """A copy whose weights can be trained without touching this one; the meter is shared."""
-        copies: dict[str, Any] = {name: deepcopy(part) for name, part in self.parts.items()}
+    def clone(self, *, only: Collection[str] | None = None) -> "Model":
+        """A copy whose weights can be trained without touching this one; the meter is shared.
+
+        Args:
+            only: what will change: parameters as a delta names them, or whole parts. All else is the same memory as
+                here, and may not be written to. None: everything is copied.
+        """
+        copies: dict[str, Any] = copied(self.parts, only)
         return replace(self, **copies)
 
     def frozen(self) -> "Model":
         """This model, in evaluation mode and without gradients."""
-        for part in self.parts.values():
+        for part in self.modules.values():
             part.eval().requires_grad_(False)
         return self
 
@@ -285,7 +315,7 @@ class Model(ABC):
         Raises:
             ValueError: a tensor that this model lacks, or of another shape.
         """
-        changed = self.clone()
+        changed = self.clone(only=set[str]().union(*(delta.names for delta in deltas)))
         for delta in deltas:
             apply(delta, changed.parts)
         return changed.frozen()
@@ -326,6 +356,14 @@ def tokenize(tokenizer: "CLIPTokenizer", texts: Sequence[str], length: int | Non
     return found
 
 
+def span(ids: Sequence[int], empty: Sequence[int]) -> list[int]:
+    """The places in a text's token numbers that the empty text's do not have before or behind."""
+    ahead = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, empty, strict=False)))
+    pairs = zip(reversed(ids), reversed(empty[ahead:]), strict=False)
+    behind = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return list(range(ahead, len(ids) - behind))
+
+
 def read(encoder: "CLIPTextModel", words: Tensor, ids: Tensor | None = None, **options: Any) -> Any:
     """What a text encoder answers to word vectors `(B, L, D)`; of `ids` `(B, L)` it sees where the text ends."""
     handle = encoder.get_input_embeddings().register_forward_hook(lambda *_: words)
@@ -349,6 +387,22 @@ def teach(tokenizer: "CLIPTokenizer", encoder: "CLIPTextModel", word: str, vecto
         raise ValueError(f"expected a word that the tokenizer lacks, got {word!r}: choose another.")
     encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     encoder.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(word)] = vector
+
+
+def whole(dtype: torch.dtype) -> torch.dtype:
+    """In what a weight is trained that is kept in `dtype`: float32 instead of half of it."""
+    return torch.float32 if dtype.itemsize == 2 else dtype
+
+
+def copied(parts: Mapping[str, nn.Module], only: Collection[str] | None) -> dict[str, nn.Module]:
+    """Copies of parts: what changes (`Model.clone`) is a float32 tensor of their own, all else is the same memory."""
+    memo: dict[int, Any] = {}
+    for prefix, part in parts.items():
+        for name, p in part.named_parameters() if part else ():  # a model may be made without a part
+            changes = only is None or prefix in only or f"{prefix}.{name}" in only
+            tensor = p.detach().to(whole(p.dtype), copy=True) if changes else p.detach()
+            memo[id(p)] = nn.Parameter(tensor, p.requires_grad)
+    return {prefix: deepcopy(part, memo) for prefix, part in parts.items()}
 
 
 def apply(delta: Delta, parts: dict[str, nn.Module]) -> None:

@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 Split = Literal["concept", "retained", "cross", "safe", "attacker", "defender", "prior", "benign"]
 Scenario = Literal["relearn", "personalize"]
 Precision = Literal["float32", "bfloat16", "float16"]
+Requirement = Literal["words", "readers", "schedule", "u-old", "joint"]
+"""What a method may need that not every family of models has.
+
+words     texts given as word vectors, for words that are searched for or learned
+readers   a text encoder that a delta may change
+schedule  a noise schedule
+u-old     ESD's old scope of that name
+joint     attention in which text and image attend together, with projections of the text's own
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +151,11 @@ class Delta:
 
     dense: Mapping[str, Tensor] = field(default_factory=dict)
     low_rank: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @property
+    def names(self) -> set[str]:
+        """The parameters that it changes."""
+        return {*self.dense, *(f"{name}.weight" for name in self.low_rank)}
 
     @property
     def is_zero(self) -> bool:

@@ -36,10 +36,10 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from benchmark.diffusion import Model, Scope, difference
-from benchmark.types import Concept, Delta, Examples, Report
+from benchmark.types import Concept, Delta, Examples, Report, Requirement
 from defenses.base import Defense
 from defenses.free_words import adversarial, table_noise, with_room
-from defenses.sampling import Sampler, mean_length, partial_sample
+from defenses.sampling import Sampler, mean_length, needs, partial_sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +85,8 @@ class AEGIS(Defense):
         Raises:
             ValueError: the scope selects no parameter, a wording leaves no room for the prefix, or L_e is not finite.
         """
-        edited = model.clone()
-        names = edited.scope(self.scope_for(concept))
+        names = model.scope(self.scope_for(concept))
+        edited = model.clone(only={f"{model.part}.{name}" for name in names})
         for name, parameter in edited.denoiser.named_parameters():
             parameter.requires_grad_(name in names)
         theta = [p for n, p in edited.denoiser.named_parameters() if n in names]
@@ -118,6 +118,10 @@ class AEGIS(Defense):
                 omega = min(1.0, omega + self.omega_step)
             report(step=i + 1, total=self.steps, loss=loss.item())
         return difference(edited, model, names=names)
+
+    def requires(self, concept: Concept) -> tuple[Requirement, ...]:
+        """Words to search, and what its sampler and its scope need."""
+        return ("words", *needs(self.sampler, self.scope_for(concept)))
 
     @property
     def omega_step(self) -> float:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from torch import Generator
 
 from benchmark.diffusion import Model
-from benchmark.types import Concept, Delta, Examples, Report
+from benchmark.types import Concept, Delta, Examples, Report, Requirement
 
 Need = Literal["concept", "safe"]
 Badge = Literal["official-matched", "reimplemented", "reconstructed", "control"]
@@ -57,6 +57,10 @@ class Defense(ABC):
     def badge(self) -> Badge:
         """`fidelity` with these fields: for a method whose parts are not alike."""
         return self.fidelity
+
+    def requires(self, concept: Concept) -> tuple[Requirement, ...]:
+        """What the model must have for these fields and this concept; a family that lacks it is refused with a plan."""
+        return ()
 
     def passes(self) -> int:
         """Samples through the U-Net, a backward pass counted as two: what the plan expects.

@@ -1,35 +1,30 @@
 """A VAE's decoder as a network to train: what goes in, what should come out, and by how much it does not.
 
-x = Dec(z / s + a) / 2 + 1/2     (s, a: the VAE's scale and shift)
+x = Dec(u(z)) / 2 + 1/2          (u: from the denoiser's latents to the VAE's, as the family scales them)
 z = m + d n,  n ~ N(0, I)        (m, d: the posterior of an image, scaled; d = 0 for latents that were drawn)
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from benchmark.diffusion import batches, normal
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+from benchmark.diffusion import Model, batches, normal
 
 
 class Decoder(nn.Module):
     """The moderated half of a VAE."""
 
-    def __init__(self, vae: "AutoencoderKL") -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
-        self.post_quant_conv = vae.post_quant_conv or nn.Identity()
-        self.decoder = vae.decoder
-        self.scale, self.shift = float(vae.config.scaling_factor), float(vae.config.get("shift_factor") or 0)
+        self.post_quant_conv = model.vae.post_quant_conv or nn.Identity()
+        self.decoder = model.vae.decoder
+        self.unscaled = lambda z: model.from_latent(z)  # a function: a copy of the decoder copies no model
 
     def forward(self, z: Tensor) -> Tensor:
         """Images `(B, 3, H, W)` in [0, 1], not clamped, of scaled latents `(B, C, h, w)`."""
-        z = z / self.scale + self.shift if self.shift else z / self.scale
-        return self.decoder(self.post_quant_conv(z)) / 2 + 0.5
+        return self.decoder(self.post_quant_conv(self.unscaled(z))) / 2 + 0.5
 
 
 class Pool:

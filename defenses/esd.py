@@ -11,7 +11,8 @@ samplers in `defenses.sampling`; t is drawn with it.
 
 Paper     https://arxiv.org/abs/2303.07345
 Code      https://github.com/rohitgandikota/erasing, CompVis release @ a2189e9 (`paper`), diffusers release @ 25613d2
-          (`fast` and `sdxl`: esd_sd.py and esd_sdxl.py, whose target without `--erase_from` is eps_0(z_t | null))
+          (`fast` and `sdxl`: esd_sd.py and esd_sdxl.py, whose target without `--erase_from` is eps_0(z_t | null));
+          utils/esd_trainer.py of the fork stanulet27/erasing (`flux` and `klein`: on a flow, eps is its velocity)
 Differs   samples at the model's native size (the diffusers release uses 1024 px for SD 1.4). The CompVis release
           computes in float32 and the diffusers release in bfloat16; here a run's `precision` decides, and the presets
           for SD 1.4 and SDXL choose bfloat16: on a random model the gradient is 7 % off in it, at a cosine of 0.998.
@@ -30,9 +31,11 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from benchmark.diffusion import Model, Scope, difference
-from benchmark.types import Concept, Delta, Examples, Report
+from benchmark.types import Concept, Delta, Examples, Report, Requirement
 from defenses.base import Defense
-from defenses.sampling import Sampler, mean_length, partial_sample
+from defenses.sampling import Sampler, mean_length, needs, partial_sample
+
+FORK = {"steps": 1400, "lr": 1e-4, "sampled_from": "frozen", "sampler": "ddim"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,9 @@ class ESD(Defense):
             "sampler": "ddim",
             "start_guidance": 2.0,
         },
+        # A fork's trainers for FLUX.1 and klein, `esd-x`; eta is the paper's, where theirs aims at the empty text.
+        "flux": {**FORK, "start_guidance": 3.5, "ddim_steps": 28},
+        "klein": {**FORK, "start_guidance": 4.0},
     }
     fidelity = "official-matched"
     matched = (
@@ -81,8 +87,8 @@ class ESD(Defense):
         Raises:
             ValueError: `scope` selects no parameter of this model, or the loss is not finite.
         """
-        edited = model.clone()
-        names = edited.scope(self.scope)
+        names = model.scope(self.scope)
+        edited = model.clone(only={f"{model.part}.{name}" for name in names})
         for name, parameter in edited.denoiser.named_parameters():
             parameter.requires_grad_(name in names)
         optimizer = torch.optim.Adam([p for p in edited.denoiser.parameters() if p.requires_grad], lr=self.lr)
@@ -122,6 +128,10 @@ class ESD(Defense):
             eps_null, eps_c = model.predict(z_t, t, null), model.predict(z_t, t, c)
             eps_tgt = eps_null - self.eta * (eps_c - eps_null)  # Eq. target
         return F.mse_loss(edited.predict(z_t, t, c), eps_tgt)  # Eq. loss
+
+    def requires(self, concept: Concept) -> tuple[Requirement, ...]:
+        """What its sampler and its scope need."""
+        return needs(self.sampler, self.scope)
 
     def passes(self) -> int:
         """A step has three predictions, a backward pass and the mean part of a guided trajectory."""

@@ -75,8 +75,10 @@ class GIFT(Defense):
         Raises:
             ValueError: `scope` selects no parameter of this model, or a loss is not finite.
         """
-        immunised = model.clone()
-        theta = scope_parameters(immunised, self.scope)
+        immunised = model.clone(only={f"{model.part}.{name}" for name in in_scope(model, self.scope)})
+        theta = in_scope(immunised, self.scope)
+        for parameter in theta.values():
+            parameter.requires_grad_(True)
         lower, upper = self.optimizer(theta, self.lr_prior), self.optimizer(theta, self.lr_immunise)
         safe, malicious = (draw(model, data[split], self.batch, rng=rng) for split in ("safe", "concept"))
 
@@ -139,14 +141,12 @@ class GIFT(Defense):
         return self.steps * self.batch * (lower + (4 if matched else 3) * self.n_i)
 
 
-def scope_parameters(model: Model, scope: Literal["full", "attn"]) -> dict[str, nn.Parameter]:
-    """theta, ready to be trained, by name."""
+def in_scope(model: Model, scope: Literal["full", "attn"]) -> dict[str, nn.Parameter]:
+    """theta by name."""
     keys = [f".{key}." for key in model.targets(ATTENTION)] if scope == "attn" else ["."]
     found = {name: p for name, p in model.denoiser.named_parameters() if any(key in name for key in keys)}
     if not found:
         raise ValueError(f"expected scope {scope!r} to select parameters, got none: has this model such layers?")
-    for parameter in found.values():
-        parameter.requires_grad_(True)
     return found
 
 

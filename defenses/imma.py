@@ -30,7 +30,7 @@ from torch import Generator, Tensor, nn
 
 from benchmark.diffusion import Model, denoising_loss
 from benchmark.model.adapters import add_adapters
-from benchmark.types import Concept, Delta, Examples, Report
+from benchmark.types import Concept, Delta, Examples, Report, Requirement
 from defenses.base import Defense
 from defenses.data import draw
 
@@ -83,7 +83,8 @@ class IMMA(Defense):
         Raises:
             ValueError: the U-Net has no attention projections, or the loss is not finite.
         """
-        immunised = model.clone()
+        theta_of = {f"{model.part}.{name}" for name in projections(model)}
+        immunised = model.clone(only={model.part} if self.adaptation == "dreambooth" else theta_of)
         theta = projections(immunised)  # taken first: an adapter would change the names
         phi, rewrite = self.adapt(immunised, concept, rng)
         for parameter in (*theta.values(), *phi):
@@ -125,6 +126,10 @@ class IMMA(Defense):
     def optimizer(self, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.AdamW:
         """The release's AdamW, at a constant rate."""
         return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.999), weight_decay=self.weight_decay, eps=1e-8)
+
+    def requires(self, concept: Concept) -> tuple[Requirement, ...]:
+        """Words, if one is learned in the simulated adaptation."""
+        return ("words",) if self.adaptation == "textual_inversion" else ()
 
     def passes(self) -> int:
         """One forward and one backward pass, counted as three, for each sample."""

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from benchmark.diffusion import whole
+
 Part = TypeVar("Part", bound=nn.Module)
 
 
@@ -31,7 +33,10 @@ def descend(
 
 def copied(module: Part) -> Part:
     """A copy to attack, every weight of it: what is frozen in the original is no secret to an attacker."""
-    return deepcopy(module).requires_grad_(True)
+    copy = deepcopy(module)
+    for p in copy.parameters():
+        p.data = p.data.to(whole(p.dtype))
+    return copy.requires_grad_(True)
 
 
 def transfer(loss: Tensor, learner: nn.Module, original: nn.Module) -> Tensor:

@@ -52,7 +52,7 @@ class Moderator:
 
     def moderate(self, edited: Model, model: Model, data: Data, rng: Generator, *, hardened: bool) -> Iterator[Tensor]:
         """Train the decoder of `edited`: D1, then D2 if `hardened`. Yields the loss of each step."""
-        decoder, teacher = Decoder(edited.vae).requires_grad_(True), Decoder(model.vae)
+        decoder, teacher = Decoder(edited).requires_grad_(True), Decoder(model)
         M, S = (self.pools(model, teacher, data[split], rng) for split in ("concept", "safe"))
         theta = list(decoder.parameters())
         optimizer = Adam(theta, self.d1_lr, weight_decay=self.d1_decay)

@@ -92,7 +92,7 @@ class Patronus(Alignment, Moderator, Defense):
             raise ValueError(f"expected 2 or more malicious images and features, got {count}: D2 attacks and queries.")
         if self.hardened and not 0 < cut < self.u2_batch:
             raise ValueError(f"expected u2_adapt between 0 and u2_batch ({self.u2_batch}), got {cut}: change it.")
-        edited = model.clone().frozen()
+        edited = model.clone(only={"vae"} if self.parts != "unet" else ()).frozen()
         losses: list[Iterator[Tensor]] = []
         layers: dict[str, LoraLayer] = {}
         names: set[str] = set()

@@ -19,6 +19,7 @@ import torch
 from torch import Generator, Tensor
 
 from benchmark.diffusion import Model, normal
+from benchmark.types import Requirement
 
 Sampler = Literal["compvis", "pndm", "ddim"]
 
@@ -59,6 +60,12 @@ def partial_sample(
 def part(sampler: Sampler, k: int, steps: int) -> tuple[int, int]:
     """The first of a scheduler's steps that are gone through, and the end of them."""
     return (1, 1 + min(steps - k, steps - 1)) if sampler == "compvis" else (0, k)
+
+
+def needs(sampler: Sampler, scope: str) -> tuple[Requirement, ...]:
+    """What a family must have for a sampler and a scope."""
+    schedule: tuple[Requirement, ...] = ("schedule",) if sampler == "pndm" else ()
+    return (*schedule, "u-old") if scope == "u-old" else schedule
 
 
 def mean_length(sampler: Sampler, steps: int) -> float:

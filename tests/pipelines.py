@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
@@ -24,6 +27,9 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2TokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -194,6 +200,63 @@ def flux(is_dev: bool = True) -> FluxPipeline:
     )
 
 
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>a{% if not enable_thinking %}x{% endif %}{% endif %}"
+)
+
+
+def qwen(width: int) -> tuple[Qwen3ForCausalLM, Qwen2TokenizerFast]:
+    """A Qwen3 of 28 layers, since FLUX.2-klein reads the 9th, 18th and 27th, with a tokenizer of letters."""
+    marks = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    words = [*string.ascii_letters, *string.digits, *string.punctuation, "\u0120", "\u010a", *marks]
+    tokenizer = Qwen2TokenizerFast(
+        vocab={word: i for i, word in enumerate(words)}, merges=[], pad_token=marks[0], unk_token=marks[0]
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": list(marks[1:])})
+    tokenizer.chat_template, tokenizer.model_max_length = CHAT, 1000
+    config = Qwen3Config(
+        vocab_size=len(words),
+        hidden_size=width,
+        intermediate_size=24,
+        num_hidden_layers=28,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        tie_word_embeddings=True,
+        text_rows=40,
+    )
+    return Qwen3ForCausalLM(config), tokenizer
+
+
+def flux2(is_distilled: bool = False) -> Flux2KleinPipeline:
+    """As FLUX.2-klein: one language model, latents normalised by the VAE's batch norm."""
+    encoder, tokenizer = qwen(16)
+    sizes = {"block_out_channels": (4, 8), "latent_channels": 4, "norm_num_groups": 2, "sample_size": 8}
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    autoencoder = AutoencoderKLFlux2(**sizes, **kinds)
+    autoencoder.bn.running_mean.normal_()
+    autoencoder.bn.running_var.uniform_(0.5, 2.0)
+    return Flux2KleinPipeline(
+        transformer=Flux2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=3 * 16,
+            timestep_guidance_channels=16,
+            axes_dims_rope=(4, 4, 4, 4),
+            guidance_embeds=False,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=autoencoder,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        is_distilled=is_distilled,
+    )
+
+
 PIPELINES = {
     "sd1": tiny_pipeline,
     "sd21": sd21,
@@ -202,6 +265,8 @@ PIPELINES = {
     "sd3-t5": partial(sd3, True),
     "flux": flux,
     "schnell": partial(flux, False),
+    "flux2": flux2,
+    "flux2-distilled": partial(flux2, True),
 }
 
 

@@ -1,9 +1,9 @@
 """Whether a model can be run here, and for how long: what `titer doctor --model` says, before a run is begun.
 
-    hours = U-Net samples of the plan x seconds of one / 3600
+    hours = samples of the plan x seconds of one / 3600
 
-The seconds are measured on this device with the model's own U-Net architecture and meaningless weights, so none need
-be here. A sample that is trained on counts as three in a plan. Encoding texts, the VAE and the judges are left out.
+The seconds are measured on this device with the architecture of the model's own denoiser and meaningless weights, so
+none need be here. A sample that is trained on counts as three in a plan. Texts, the VAE and the judges are left out.
 """
 
 import shutil
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 FULL_TRAINING = 3  # copies of the U-Net beside two whole models: its gradients and Adam's two moments
+OF_A_FLOW = 5  # copies of the transformer in float32 beside one whole model: defended and attacked, and these three
 SPARE = 1.1  # of the disk: what is downloaded is written beside what is there
 BATCH = 4  # samples at once when timed on an accelerator; one on a CPU
 
@@ -73,7 +74,7 @@ class Look:
             return self.here
         place, revision = bases.parse(self.source)
         family = weights.family_of(bases.fetch(place, revision, [weights.INDEX], download=True))
-        return bases.fetch(place, revision, bases.patterns(family, ("json", "txt")), download=True)
+        return bases.fetch(place, revision, bases.patterns(family, ("json", "txt", "jinja")), download=True)
 
     @property
     def family(self) -> Any:
@@ -111,12 +112,18 @@ class Look:
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        """Numbers in the whole model and in its U-Net."""
-        unet = sum(p.numel() for p in blank_unet(self.folder).parameters())
-        if self.here is None:
-            return sum(size for name, size, _ in self.files if name.endswith(".safetensors")) // 4, unet  # float32
-        files = [file for part in self.family.parts for file in weights.weight_files(self.here / part)]
-        return sum(prod(shape) for file in files for shape in weights.tensors(file).values()), unet
+        """Numbers in the whole model and in its denoiser."""
+        denoiser = sum(p.numel() for p in blank(self.folder, self.family.denoiser).parameters())
+        if self.here is None:  # U-Nets are published in float32, flows in half of it
+            stored = sum(size for name, size, _ in self.files if name.endswith(".safetensors"))
+            return stored // (2 if self.family.is_flow else 4), denoiser
+        files = [file for part in self.family.weights(self.here) for file in weights.weight_files(self.here / part)]
+        return sum(prod(shape) for file in files for shape in weights.tensors(file).values()), denoiser
+
+    @property
+    def part(self) -> str:
+        """What people call the denoiser."""
+        return "transformer" if self.family.is_flow else "U-Net"
 
     @property
     def device(self) -> str:
@@ -144,8 +151,8 @@ class Look:
         """What is here."""
         if self.here is None:
             return "not here: titer run gets them"
-        whole, unet = self.size
-        return f"{whole / 1e6:,.0f} million numbers, {unet / 1e6:,.0f} in the U-Net, whole safetensors in {self.here}"
+        whole, denoiser = (f"{numbers / 1e6:,.0f}" for numbers in self.size)
+        return f"{whole} million numbers, {denoiser} in the {self.part}, whole safetensors in {self.here}"
 
     def disk(self) -> str:
         """Whether what is missing fits."""
@@ -161,10 +168,14 @@ class Look:
 
     def memory(self) -> str:
         """Whether the base and a copy fit, and what the largest training needs before activations."""
-        whole, unet = (4 * numbers for numbers in self.size)
-        free, most = free_memory(self.device), 2 * whole + FULL_TRAINING * unet
-        text = f"{2 * whole / GIB:.1f} GiB for the base and a defended copy, {most / GIB:.1f} to train a whole U-Net"
-        if 2 * whole > free:
+        whole, denoiser = (4 * numbers for numbers in self.size)
+        held, most = 2 * whole, 2 * whole + FULL_TRAINING * denoiser
+        if self.family.is_flow:  # base and copy share what does not differ
+            held = whole // 2 if self.precision == "bfloat16" else whole
+            most = held + OF_A_FLOW * denoiser
+        free = free_memory(self.device)
+        text = f"{held / GIB:.1f} GiB for the base and a defended copy, {most / GIB:.1f} to train a whole {self.part}"
+        if held > free:
             raise DataError(f"expected {text}, got {free / GIB:.1f} GiB free on {self.device}: take a larger one.")
         short = "; too little for that" * (most > free)
         return f"{text}, beside activations; {free / GIB:.1f} GiB free on {self.device}{short}"
@@ -175,32 +186,33 @@ class Look:
         return seconds_a_sample(self.blank_model(), BATCH if self.device != "cpu" else 1)
 
     def blank_model(self) -> "Model":
-        """A model of this architecture whose U-Net has meaningless weights, and which reads no text."""
+        """A model of this architecture whose denoiser has meaningless weights, and which reads no text."""
         from dataclasses import replace
         from types import SimpleNamespace
 
         import torch
-        from diffusers import AutoencoderKL, DDPMScheduler
         from transformers import AutoTokenizer
 
-        unet = blank_unet(self.folder).to_empty(device=self.device).eval().requires_grad_(False)
-        for parameter in unet.parameters():
-            parameter.fill_(0.01)
+        family = self.family
+        kind = torch.bfloat16 if family.is_flow and self.precision == "bfloat16" else torch.float32
+        denoiser = blank(self.folder, family.denoiser).to_empty(device=self.device).eval().requires_grad_(False)
+        for tensor in (*denoiser.parameters(), *denoiser.buffers()):
+            tensor.data = torch.full_like(tensor, 0.01, dtype=kind)
         index = weights.read_json(self.folder / weights.INDEX)
-        parts: dict[str, Any] = dict.fromkeys(self.family.parts)
-        for name in self.family.settings:
+        parts: dict[str, Any] = dict.fromkeys((*family.parts, *family.optional))
+        for name in family.settings:
             if name != "scheduler":
                 parts[name] = AutoTokenizer.from_pretrained(self.folder / name, trust_remote_code=False)
-        with torch.device("meta"):
-            parts["vae"] = AutoencoderKL.from_config(weights.read_json(self.folder / "vae" / "config.json"))
-        flags = {flag: index.get(flag) for flag in self.family.flags}
-        pipe = SimpleNamespace(**{**parts, "unet": unet}, config=flags)
-        found: Model = self.family.module.model(pipe, DDPMScheduler())
+        parts |= {"vae": blank(self.folder, "vae"), family.denoiser: denoiser}
+        pipe = SimpleNamespace(**parts, config={flag: index.get(flag) for flag in family.flags})
+        found: Model = family.module.model(pipe, bases.schedule_of(self.folder, family))
         return replace(found, precision=self.precision)
 
     def speed(self) -> str:
         """Milliseconds of one sample."""
-        return f"{1000 * self.seconds:,.1f} ms for a sample through the U-Net in {self.precision} on {self.device}"
+        return (
+            f"{1000 * self.seconds:,.1f} ms for a sample through the {self.part} in {self.precision} on {self.device}"
+        )
 
     def hours(self) -> str:
         """Hours of the config on this device."""
@@ -210,13 +222,15 @@ class Look:
         return f"about {hours:,.1f} hours for {passes:,} samples, beside texts, the VAE and the judges"
 
 
-def blank_unet(folder: Path) -> Any:
-    """A U-Net of a folder's config, without storage."""
+def blank(folder: Path, part: str) -> Any:
+    """A part of a folder's config, without storage."""
+    import diffusers
     import torch
-    from diffusers import UNet2DConditionModel
 
+    library, cls = weights.read_json(folder / weights.INDEX)[part]
+    assert library == "diffusers", library  # `check_parts` lets no other pass
     with torch.device("meta"):
-        return UNet2DConditionModel.from_config(weights.read_json(folder / "unet" / "config.json"))
+        return getattr(diffusers, cls).from_config(weights.read_json(folder / part / "config.json"))
 
 
 def seconds_a_sample(model: "Model", batch: int) -> float:
@@ -225,7 +239,7 @@ def seconds_a_sample(model: "Model", batch: int) -> float:
 
     z = torch.zeros(batch, *model.latent_shape, device=model.device)
     text = torch.zeros(batch, *model.text_shape, device=model.device)
-    t = torch.tensor(500, device=model.device)
+    t = model.trajectory(2)[0].to(model.device)
     times = list[float]()
     with torch.no_grad():
         while len(times) < 4 and sum(times) < 20:

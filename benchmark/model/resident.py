@@ -1,15 +1,17 @@
 """A base that stays loaded, and one copy of it on which changes are swapped.
 
 A swap copies back from the base every weight that differs, and adds the new deltas to it in order: the same sums as on
-a fresh copy, to the bit. Nothing is ever subtracted.
+a fresh copy, to the bit. Nothing is ever subtracted. Of a large model, what no delta has changed yet is
+the base's own memory: a method that writes to what it was given then breaks the base, which is noticed.
 """
 
 from collections.abc import Callable, Collection, Mapping
 from itertools import takewhile
 
 import torch
+from torch import Tensor, nn
 
-from benchmark.diffusion import Model, apply, find
+from benchmark.diffusion import Model, apply, find, whole
 from benchmark.types import Delta
 
 
@@ -34,16 +36,16 @@ class Resident:
         copy, worn = self.copy, self.worn
         self.copy, self.worn = None, wanted  # whatever raises below, a half-made copy is not used again
         if copy is None:
-            copy = self.base.clone()
+            differing = set[str]().union(*(delta.names for delta in wanted.values()))
+            copy = self.base.clone(only=differing if self.base.is_large else None)
             for delta in wanted.values():
                 apply(delta, copy.parts)
         else:
             same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(worn, wanted, strict=False)))
             changed = [*list(worn.values())[same:], *list(wanted.values())[same:]]
-            stale = set[str]().union(*map(names, changed))
-            with torch.no_grad():
-                for name in stale:
-                    find(copy.parts, name).copy_(find(self.base.parts, name))
+            stale = set[str]().union(*(delta.names for delta in changed))
+            for name in stale:
+                restore(copy.parts, name, find(self.base.parts, name))
             for delta in wanted.values():
                 apply(only(delta, stale), copy.parts)
         self.copy = copy
@@ -54,9 +56,18 @@ class Resident:
         self.copy = None
 
 
-def names(delta: Delta) -> set[str]:
-    """The parameters that a delta changes."""
-    return {*delta.dense, *(f"{name}.weight" for name in delta.low_rank)}
+@torch.no_grad()
+def restore(parts: dict[str, nn.Module], name: str, original: Tensor) -> None:
+    """Give a parameter its original content again; one that is the base's own memory first gets its own, in float32."""
+    weight = find(parts, name)
+    if weight.data_ptr() != original.data_ptr():
+        weight.copy_(original)
+        return
+    own = nn.Parameter(original.detach().to(whole(original.dtype), copy=True), weight.requires_grad)
+    for module in (module for part in parts.values() for module in part.modules()):  # wherever it is the same one
+        for key, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            if parameter is weight:
+                setattr(module, key, own)
 
 
 def only(delta: Delta, wanted: Collection[str]) -> Delta:

@@ -136,7 +136,7 @@ def fingerprint(folder: Path) -> str:
     for part in (*family.folders, *family.present(folder)):
         weights = weight_files(folder / part)
         for file in sorted((folder / part).rglob("*")):
-            plain = file.suffix in (".json", ".txt") and not re.search(r"\.index\..+\.json$", file.name)
+            plain = file.suffix in (".json", ".txt", ".jinja") and not re.search(r"\.index\..+\.json$", file.name)
             if file.is_file() and (plain or file in weights):
                 digest.update(str(file.relative_to(folder)).encode())
                 digest.update(content(file))

@@ -11,6 +11,7 @@ from benchmark.data import load_concept
 from benchmark.errors import ConfigError, DataError, unknown
 from benchmark.model import bases
 from benchmark.plan import Plan, build
+from benchmark.plan.suited import check_family
 from benchmark.results.folder import claim_folder, identity
 from benchmark.session.session import Session
 from benchmark.store import Store
@@ -39,6 +40,8 @@ def prepare(
     check_drawn([*given["concepts"], *filter(None, [given["subject"]]), *given["development"].values()])
     model = bases.find(config.raw.model, weights)
     check_imported(config, model)
+    if family := bases.expected(config.raw.model, model.folder):
+        check_family(config, given["concepts"], family.pipelines[0], family.lacks)
     plan = build(config, model.base, **given)
     found = Session(plan, Store(store), model.folder, out or Path("runs") / config.raw.name, source, model.revision)
     found.store.refuse(found.out)

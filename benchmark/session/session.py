@@ -8,6 +8,8 @@ from typing import Any
 import pandas as pd
 
 from benchmark.errors import DataError
+from benchmark.model.assumed import ASSUMED
+from benchmark.model.bases import preset_of
 from benchmark.plan import Plan
 from benchmark.plan.task import Task
 from benchmark.results import publish, published
@@ -97,12 +99,19 @@ class Session:
             "left": len(left),
             "by_kind": kinds,
             "passes": self.plan.passes,
+            "assumed": self.assumed,
             "requested_passes": self.plan.requested,
             "skipped": [vars(skip) for skip in self.plan.skipped],
             "pictures": self.pictures,
             "given_up": list(self.plan.config.given_up),
             "left_out": sorted({line for cell in self.plan.cells for line in cell.concept.left_out}),
         }
+
+    @property
+    def assumed(self) -> dict[str, float] | None:
+        """Hours and memory of the run on one H100, by what is assumed of the model's preset; None of another model."""
+        known = ASSUMED.get(preset_of(self.plan.config.raw.model))
+        return known.cost(self.plan.passes, self.plan.config.raw.precision) if known else None
 
     def reading(self) -> dict[str, Any]:
         """How many prompts the base cannot read whole. May load its tokenizer, which takes seconds."""
@@ -170,6 +179,7 @@ class Session:
             self.store,
             device=device,
             batch=batch,
+            precision=self.plan.config.raw.precision,
             save_flagged=self.save_flagged,
             keep_attacks=self.keep_attacks,
         )

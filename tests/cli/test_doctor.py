@@ -17,6 +17,7 @@ from benchmark.cli import app
 from benchmark.cli import doctor as fitness
 from benchmark.config import config
 from benchmark.model import load
+from tests.pipelines import write
 from tests.runs import write_config
 
 runner = CliRunner()
@@ -42,6 +43,26 @@ def test_a_model_that_is_here_is_measured_by_its_architecture(tiny_folders: dict
     assert unet == sum(p.numel() for p in model.unet.parameters())
     assert numbers <= whole <= numbers + 100  # position ids are stored beside parameters
     assert "ms for a sample through the U-Net in float32 on cpu" in rows["speed"]["found"]
+
+
+@pytest.mark.parametrize("name", ["sd3-t5", "flux", "flux2"])
+def test_a_flow_is_measured_by_its_own_architecture(name: str, tmp_path: Path) -> None:
+    folder = write(name, tmp_path / "model")
+    source = write_config(tmp_path, folder, precision="bfloat16", defenses=["none"])
+    code, rows = doctor("--model", folder, "--preset", source)
+    model = load(folder)
+    stored = {t.data_ptr(): t.numel() for part in model.modules.values() for t in part.state_dict().values()}
+    numbers = sum(stored.values())
+
+    assert code == 0, rows
+    look = fitness.Look(str(folder), config.load(str(source)), "cpu")
+    whole, denoiser = look.size
+    assert denoiser == sum(p.numel() for p in model.denoiser.parameters())
+    assert numbers <= whole <= numbers + 100
+    assert "ms for a sample through the transformer in bfloat16 on cpu" in rows["speed"]["found"]
+    most = 2 * whole + 5 * 4 * denoiser
+    assert f"{2 * whole / GIB:.1f} GiB for the base and a defended copy, {most / GIB:.1f} to" in rows["memory"]["found"]
+    assert {p.dtype for p in look.blank_model().denoiser.parameters()} == {torch.bfloat16}
 
 
 def test_the_hours_are_the_plans_samples_times_the_measured_seconds(

@@ -22,11 +22,13 @@ from benchmark.session import Session
 from leaderboards import reported
 
 SHIPPED = ("sd14-objects", "sd14-styles", "sdxl-objects")
+FLOWS = ("sd3-objects", "flux-objects", "flux2-objects")
 ALL = (*SHIPPED, "sd14-nudity")
 ALIKE = ("demo", "mini", "claims", "personalize", "sd14-objects", "sd14-styles", "sd14-nudity")
 OBJECTS, STYLES = ("church", "garbage_truck", "parachute", "tench"), ("monet", "rembrandt", "van_gogh")
 HOURS = re.compile(
-    r"([\d,]+) U-Net samples / \((\d+) a second x 3600\) = (\d+) hours on one H100, (\d+) on one A100 at (\d+)"
+    r"([\d,]+) (?:U-Net|transformer) samples / \((\d+) a second x 3600\) = (\d+) hours on one H100, "
+    r"(\d+) on one A100 at (\d+)"
 )
 
 
@@ -69,7 +71,7 @@ def test_the_command_plans_without_weights_and_network() -> None:
     assert "868 cells" in found.output
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", [*SHIPPED, *FLOWS])
 def test_every_attack_makes_sense_for_every_card(name: str) -> None:
     plan = planned(name).plan
 
@@ -78,7 +80,7 @@ def test_every_attack_makes_sense_for_every_card(name: str) -> None:
     assert {cell.concept.name for cell in plan.cells} == set(plan.config.raw.concepts)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, *FLOWS])
 def test_the_head_tells_what_a_run_takes(name: str) -> None:
     text = head(name)
 
@@ -87,7 +89,7 @@ def test_the_head_tells_what_a_run_takes(name: str) -> None:
     assert "estimate" in text and "assumed" in text
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", [*SHIPPED, *FLOWS])
 def test_the_head_counts_as_the_plan_does(name: str) -> None:
     plan, found = planned(name).plan, HOURS.search(head(name))
     assert found
@@ -95,6 +97,9 @@ def test_the_head_counts_as_the_plan_does(name: str) -> None:
     images = sum(len(t.prompts) * t.fields["images"] for t in plan.tasks.values() if t.kind == "generate")
 
     assert samples == plan.passes
+    cost = planned(name).assumed
+    assert cost is not None
+    assert (fast, hours) == (cost["samples_a_second"], round(cost["hours"]))
     assert hours == round(samples / fast / 3600)
     assert slow_hours == round(samples / slow / 3600)
     assert f"{images:,} images" in head(name)
@@ -113,11 +118,12 @@ def test_the_opt_in_preset_costs_what_it_says_for_cards_of_that_size(tmp_path: P
     )
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, *FLOWS])
 def test_settings_are_the_papers_but_for_what_the_file_says(name: str) -> None:
     """Every field has its default, which is its paper's, or that of a named preset; the exceptions are these."""
     scale = {"patronus", "decoder_finetune", "concept_inversion"}  # batches for larger images
     scopes = {"esd"} if name != "sd14-styles" else set()
+    scopes |= {"aegis"} if name == "sd3-objects" else set()
     changed = set()
     listed = config.load(name)
     for entry in (*listed.defenses, *listed.attacks):
@@ -127,7 +133,7 @@ def test_settings_are_the_papers_but_for_what_the_file_says(name: str) -> None:
         changed |= {entry.use} if own not in known else set()
 
     assert changed <= scale | scopes
-    assert "concept_inversion" not in changed or name == "sdxl-objects"
+    assert "concept_inversion" not in changed or name in ("sdxl-objects", "sd3-objects")
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -181,6 +187,26 @@ def test_sdxl_has_the_settings_of_esds_script_for_it() -> None:
     (method,) = [entry.method for entry in config.load("sdxl-objects").defenses if entry.label == "esd"]
 
     assert method == type(method)(**type(method).presets["sdxl"])
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_flows_head_has_its_licence_and_its_memory(name: str) -> None:
+    text, cost = head(name), planned(name).assumed
+    assert cost is not None
+    assert " licence " in text
+    assert f" {cost['gib']:.0f} GiB for the model" in text
+    assert f" {cost['gib_full'] - cost['gib']:.0f} " in text
+
+
+def test_the_plan_shows_hours_and_memory_of_a_preset() -> None:
+    found = CliRunner().invoke(app, ["plan", "flux2-objects"])
+
+    assert found.exit_code == 0, found.output
+    text = " ".join(found.output.split())
+    assert "no weights here" in text
+    assert "about 112 hours on one H100 at 6 samples a second" in text
+    assert "15 GiB for the model, 88 to train its whole denoiser" in text
+    assert "assumed" in text
 
 
 def test_few_steps_are_drawn_by_the_sampler_that_is_right_for_them() -> None:

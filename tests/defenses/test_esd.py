@@ -94,6 +94,8 @@ def test_on_sdxl_the_target_is_the_empty_prompts_prediction(model: Model) -> Non
         ("paper", (1000, 1e-5, 1, "x", "edited", 3.0, 50, "compvis", 1.0)),  # train-esd.py
         ("fast", (200, 5e-5, 1, "x", "frozen", 3.0, 50, "pndm", 1.0)),  # esd_sd.py: negative_guidance 2, from e_p
         ("sdxl", (200, 2e-4, 1, "x-strict", "frozen", 2.0, 50, "ddim", 0.0)),  # esd_sdxl.py: negative_guidance 1
+        ("flux", (1400, 1e-4, 1, "x", "frozen", 3.5, 28, "ddim", 1.0)),
+        ("klein", (1400, 1e-4, 1, "x", "frozen", 4.0, 50, "ddim", 1.0)),
     ],
 )
 def test_presets_have_the_releases_settings(preset: str, settings: tuple[object, ...]) -> None:

@@ -17,7 +17,7 @@ import defenses.gift
 from benchmark.diffusion import Model, normal
 from benchmark.model.unet import UNetModel
 from benchmark.types import Concept, Delta, Examples
-from defenses.gift import GIFT, activations, mmd, scope_parameters, spatial_rows
+from defenses.gift import GIFT, activations, in_scope, mmd, spatial_rows
 
 
 class Scale(torch.nn.Module):
@@ -435,7 +435,7 @@ def test_exactly_the_scope_is_released(model: Model, concept: Concept, examples:
 def test_a_scope_without_parameters_is_an_error(model: Model) -> None:
     plain = replace(model, unet=torch.nn.Linear(2, 2))  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="expected scope 'attn' to select parameters"):
-        scope_parameters(plain, "attn")
+        in_scope(plain, "attn")
 
 
 @pytest.mark.parametrize("fields", [{}, {"noise_ref": "matched", "n_i": 2}, {"ablation": "max", "n_p": 3}])

@@ -604,7 +604,7 @@ def test_generated_latents_take_the_captions_in_turn(model: Model) -> None:
 def test_the_decoder_is_the_models_without_its_clamp(model: Model) -> None:
     z = 20 * torch.randn(2, *model.latent_shape, generator=rng())
 
-    images = Decoder(model.vae)(z)
+    images = Decoder(model)(z)
 
     torch.testing.assert_close(images.clamp(0, 1), model.decode(z))
     assert images.min() < 0 or images.max() > 1

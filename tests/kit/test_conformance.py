@@ -12,6 +12,7 @@ import torch
 from attacks.base import Attack, PromptAttack, SamplingAttack, WeightAttack
 from benchmark.config.registry import find, names
 from benchmark.diffusion import Model
+from benchmark.errors import PluginError
 from benchmark.kit import conformance
 from benchmark.types import Concept, Examples
 from defenses.base import Defense
@@ -23,6 +24,11 @@ BASES = [("defense", Defense), ("attack", Attack), ("metric", Metric)]
 def small(kind: str, name: str) -> Any:
     """A plug-in with few steps, whatever fields it has."""
     return conformance.small(find(kind, name))
+
+
+def fitting(method: Any, model: Model) -> Model:
+    """The shared model, or one with joint attention for a method that requires it."""
+    return conformance.tiny_flow() if "joint" in method.requires(conformance.tiny_concept()) else model
 
 
 def attacks(of: type[Attack]) -> list[str]:
@@ -63,12 +69,16 @@ def test_no_method_prints_saves_seeds_or_picks_a_device(folder: str) -> None:
 def test_a_defense_is_a_function_of_its_generator(
     name: str, model: Model, concept: Concept, examples: Examples
 ) -> None:
-    conformance.protects_repeatably(small("defense", name), model, concept, examples)
+    method = small("defense", name)
+    model = fitting(method, model)
+    with conformance.says_what_it_uses(method, model, concept):
+        conformance.protects_repeatably(method, model, concept, examples)
 
 
 @pytest.mark.parametrize("name", names("defense"))
 def test_a_defenses_delta_applies(name: str, model: Model, concept: Concept, examples: Examples) -> None:
-    conformance.delta_applies(small("defense", name), model, concept, examples)
+    method = small("defense", name)
+    conformance.delta_applies(method, fitting(method, model), concept, examples)
 
 
 @pytest.mark.parametrize("name", names("attack"))
@@ -83,7 +93,9 @@ def test_an_attack_words_a_prompt_the_same_way_again(name: str, concept: Concept
 
 @pytest.mark.parametrize("name", attacks(WeightAttack))
 def test_a_weight_attack_yields_each_budget(name: str, model: Model, concept: Concept, examples: Examples) -> None:
-    conformance.finetunes_each_budget(small("attack", name), model, concept, examples)
+    method = small("attack", name)
+    with conformance.says_what_it_uses(method, model, concept):
+        conformance.finetunes_each_budget(method, model, concept, examples)
 
 
 @pytest.mark.parametrize("name", attacks(WeightAttack))
@@ -108,7 +120,9 @@ def test_a_distance_is_a_function_of_two_sets_and_its_generator(name: str) -> No
 
 @pytest.mark.parametrize("name", attacks(PromptAttack))
 def test_a_prompt_attack_yields_each_budget(name: str, model: Model, concept: Concept, examples: Examples) -> None:
-    conformance.searches_each_budget(small("attack", name), model, concept, examples)
+    method = small("attack", name)
+    with conformance.says_what_it_uses(method, model, concept):
+        conformance.searches_each_budget(method, model, concept, examples)
 
 
 @pytest.mark.parametrize("name", attacks(PromptAttack))
@@ -132,3 +146,21 @@ def test_the_tiny_model_is_the_saved_one(loaded: Model) -> None:
     z, t = torch.zeros(1, *made.latent_shape), torch.tensor(5)
     a, b = (m.predict(z, t, m.encode_text(["cat"])) for m in (made, loaded))
     assert torch.equal(a, b)
+
+
+def test_a_method_is_held_to_what_it_requires(model: Model, concept: Concept) -> None:
+    """Words, a schedule and the old scope are noted when they are asked for; the model's class is as before."""
+    esd, before = find("defense", "esd"), dict(vars(type(model)))
+    uses = {"words": lambda: model.encode_words(model.words(model.ids(["cat"]))), "schedule": lambda: model.pndm(4)}
+    uses["u-old"] = lambda: model.scope("u-old")
+    with conformance.says_what_it_uses(esd(), model, concept):
+        model.scope("x")
+    for name, use in uses.items():
+        with (
+            pytest.raises(PluginError, match=f"`requires` to name {name}"),
+            conformance.says_what_it_uses(esd(), model, concept),
+        ):
+            use()
+    with conformance.says_what_it_uses(esd(sampler="pndm", scope="u-old"), model, concept):
+        uses["schedule"](), uses["u-old"]()
+    assert dict(vars(type(model))) == before

@@ -14,14 +14,16 @@ from torch.nn import functional as F
 from benchmark.diffusion import Model, denoising_loss, difference, sample
 from benchmark.model.adapters import add_adapters, low_rank
 from benchmark.model.bases import load
-from benchmark.model.families.flux import pack, unpack
 from benchmark.model.flow import FlowModel
+from benchmark.model.packed import pack, unpack
 from benchmark.model.weights import family_of
+from benchmark.types import Delta
 from defenses.esd import ESD
 from tests import pipelines
 
-FLOWS = ("sd3", "sd3-t5", "flux", "schnell")
+FLOWS = ("sd3", "sd3-t5", "flux", "schnell", "flux2", "flux2-distilled")
 STEPS = ((4, 3.5), (7, 1.0))
+SCRIPT = {"text_encoder_out_layers": (10, 20, 27)}  # the last would be 30, of a Qwen with more layers
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,10 @@ def test_sampling_is_the_stock_pipelines(name: str, folders: dict[str, Path], mo
         settings = {**size, "num_inference_steps": steps, "guidance_scale": guidance}
         if name.startswith("sd3"):
             theirs = pipe(prompt=["a cat", "dog"], negative_prompt="", latents=z.clone(), **settings).images
+        elif name.startswith("flux2"):
+            settings |= {"max_sequence_length": model.text_shape[0]}
+            tokens = pack(z).transpose(1, 2).unflatten(2, (2, 2))
+            theirs = model.to_latent(pipe(prompt=["a cat", "dog"], latents=tokens, **settings).images)
         else:
             packed = pipe(prompt=["a cat", "dog"], latents=pack(z), **settings).images
             theirs = unpack(packed, *model.latent_shape[1:])
@@ -180,13 +186,86 @@ def test_a_second_image_attention_is_not_the_text() -> None:
     assert model.scope("full") == names
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_a_single_block_has_one_set_of_weights_for_text_and_image(models: dict[str, FlowModel]) -> None:
+    """So that no scope may claim it for the text, or for the image."""
+    for name, fused in (("flux", "to_q"), ("flux2", "to_qkv_mlp_proj")):
+        model, rows = models[name], list[int]()
+        layer = model.transformer.get_submodule(f"single_transformer_blocks.0.attn.{fused}")
+        handle = layer.register_forward_hook(lambda _, inputs, __, rows=rows: rows.append(inputs[0].shape[1]))
+        text = texts(model)[0]
+        with torch.no_grad():
+            model.predict(noise(model), torch.tensor(0.5), text)
+        handle.remove()
+        read = model.text_shape[0] - getattr(model, "pooled_rows", 0)
+        assert rows == [read + model.tokens], name
+        for scope in ("x", "x-strict", "selfattn"):
+            assert not any(p.startswith("single_") for p in model.scope(scope)), (name, scope)  # type: ignore[arg-type]
+
+
+def test_klein_reads_the_layers_of_its_pipeline(folders: dict[str, Path], models: dict[str, FlowModel]) -> None:
+    """Not those of its training script, which are others."""
+    model = models["flux2"]
+    pipe = family_of(folders["flux2"]).module.pipeline(folders["flux2"], dtype=torch.float32)
+    settings = {"prompt": ["a cat", ""], "max_sequence_length": model.text_shape[0]}
+    with torch.no_grad():
+        ours = model.encode_text(["a cat", ""])
+        theirs, script = (pipe.encode_prompt(**settings, **layers)[0] for layers in ({}, SCRIPT))
+    torch.testing.assert_close(ours, theirs)
+    assert not torch.allclose(ours, script, atol=1e-3)
+
+
+def test_klein_is_guided_unless_it_is_distilled(models: dict[str, FlowModel]) -> None:
+    for name, passes in (("flux2", 2), ("flux2-distilled", 1)):
+        model = models[name]
+        z, (text, null) = noise(model), texts(model)
+        with torch.no_grad():
+            low, high = (model.guided(z, torch.tensor(0.5), text, null, scale) for scale in (1.0, 8.0))
+        assert torch.equal(low, high) == (passes == 1), name
+        assert (model.guided_passes(1.0), model.guided_passes(8.0)) == (1, passes)
+
+
+def test_klein_latents_are_normalised_by_the_vaes_statistics(models: dict[str, FlowModel]) -> None:
+    model = models["flux2"]
+    norm, z = model.vae.bn, noise(model)
+    patches = pack(z).transpose(1, 2).unflatten(2, (2, 2))
+
+    torch.testing.assert_close(model.from_latent(model.to_latent(z)), z)
+    torch.testing.assert_close(  # torch's own layer, in evaluation
+        pack(model.to_latent(z)).transpose(1, 2).unflatten(2, (2, 2)), norm(patches)
+    )
+    mean, deviation = model.posterior(torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    assert mean.shape[1:] == model.latent_shape
+    assert not deviation.any()  # the script takes the mode
+
+
+def test_features_are_the_images(models: dict[str, FlowModel]) -> None:
+    """Of both kinds of blocks, whatever they answer with."""
+    for name in ("sd3", "flux", "flux2"):
+        model, found = models[name], list[Tensor]()
+        handles = [
+            layer.register_forward_hook(lambda _, __, answer, m=model, f=found: f.append(m.features(answer)))
+            for layer in model.layers()
+        ]
+        with torch.no_grad():
+            model.predict(noise(model), torch.tensor(0.5), texts(model)[0])
+        for handle in handles:
+            handle.remove()
+        assert [h.shape[:2] for h in found] == [(2, model.tokens)] * 2, name
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "flux2"])
 def test_merged_adapters_predict_what_they_did(name: str, models: dict[str, FlowModel]) -> None:
     model = models[name]
     attacked, (text, _) = model.clone(), texts(model)
     rng = torch.Generator().manual_seed(0)
     layers = add_adapters(attacked, rank=2, alpha=4, targets=("to_q", "to_k", "to_v", "to_out.0"), rng=rng)
     assert any("add_q_proj" in layer for layer in layers)
+    assert any(layer.startswith("single_") for layer in layers) == (name != "sd3")
+    if name == "flux2":
+        assert {layer.rpartition(".")[2] for layer in layers if layer.startswith("single_")} == {
+            "to_qkv_mlp_proj",
+            "to_out",
+        }
     for layer in layers.values():
         layer.lora_B["default"].weight.data.normal_(generator=rng)
     z, s = noise(model), torch.tensor([0.3, 0.8])
@@ -220,14 +299,15 @@ def test_a_distilled_guidance_is_read_by_dev_alone(models: dict[str, FlowModel])
 
 
 def test_float16_is_refused(models: dict[str, FlowModel]) -> None:
-    with pytest.raises(ValueError, match="overflows"):
-        replace(models["sd3"], precision="float16")
+    for model in models.values():
+        with pytest.raises(ValueError, match="overflows"):
+            replace(model, precision="float16")
 
 
 def test_flux_words_cannot_be_searched(models: dict[str, FlowModel]) -> None:
-    model = models["flux"]
-    with pytest.raises(ValueError, match="T5"):
-        model.encode_words(model.words(model.ids(["cat"])))
+    for name, who in (("flux", "T5"), ("flux2", "Qwen3")):
+        with pytest.raises(ValueError, match=who):
+            models[name].encode_words(torch.zeros(1, 12, 16))
 
 
 def test_latents_and_images_are_shifted_as_the_pipeline_does(models: dict[str, FlowModel]) -> None:
@@ -262,3 +342,72 @@ def test_ddim_is_diffusers_to_the_bit(model: Model, steps: int) -> None:
     assert torch.equal(times[:-1], theirs.timesteps)
     for t, t_next in pairwise(times):
         assert torch.equal(model.step(z, eps, t, t_next), theirs.step(eps, t, z).prev_sample)
+
+
+# Memory.
+
+
+def places(model: Model) -> dict[str, int]:
+    """Where each parameter's memory begins."""
+    return {f"{part}.{n}": p.data_ptr() for part, m in model.parts.items() for n, p in m.named_parameters()}
+
+
+@pytest.mark.parametrize("name", ["sd3-t5", "flux", "flux2"])
+def test_all_that_a_pipeline_is_made_of_is_written(name: str, models: dict[str, FlowModel], folders: Any) -> None:
+    """T5 and language models too, which no delta changes."""
+    pipe = family_of(folders[name]).module.pipeline(folders[name], **models[name].components)
+    for part in (*family_of(folders[name]).parts, "tokenizer"):
+        assert getattr(pipe, part) is getattr(models[name], part)
+    assert not any(p.requires_grad for part in models[name].modules.values() for p in part.parameters())
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "flux2"])
+def test_copies_share_what_does_not_change(name: str, models: dict[str, FlowModel]) -> None:
+    model = models[name]
+    names = sorted(model.scope("x"))[:3]
+    delta = Delta(dense={f"transformer.{n}": torch.ones_like(model.transformer.get_parameter(n)) for n in names})
+    before = places(model)
+
+    defended = model.with_delta(delta)
+    attacked = defended.clone(only=())
+    trained = defended.clone(only={"vae"})
+
+    assert {n for n, at in places(defended).items() if at != before[n]} == delta.names
+    assert places(attacked) == places(defended)
+    assert {n.partition(".")[0] for n, at in places(trained).items() if at != places(defended)[n]} == {"vae"}
+    z, s, (text, _) = noise(model), torch.tensor([0.3, 0.8]), texts(model)
+    whole = model.clone()
+    for n in names:
+        whole.transformer.get_parameter(n).data.add_(1)
+    with torch.no_grad():
+        assert torch.equal(attacked.predict(z, s, text), whole.predict(z, s, text))
+        assert not torch.equal(model.predict(z, s, text), whole.predict(z, s, text))
+
+
+@pytest.mark.parametrize("name", ["sd3-t5", "flux", "flux2"])
+def test_in_bfloat16_what_is_frozen_is_half_and_what_is_trained_is_not(name: str, folders: dict[str, Path]) -> None:
+    model = replace(load(folders[name], precision="bfloat16"), precision="bfloat16")
+    listener = getattr(model, model.listeners[0][1])
+    assert {p.dtype for part in (model.denoiser, listener) for p in part.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.vae.parameters()} == {torch.float32}
+    text, null = texts(model)
+    assert text.dtype == torch.float32
+
+    attacked, rng = model.clone(only=()), torch.Generator().manual_seed(0)
+    layers = add_adapters(attacked, rank=2, alpha=2, targets=("to_q", "to_out.0"), rng=rng)
+    trained = [p for p in attacked.denoiser.parameters() if p.requires_grad]
+    denoising_loss(attacked, noise(model), text, rng=rng).backward()
+    assert {p.dtype for p in trained} == {p.grad.dtype for p in trained if p.grad is not None} == {torch.float32}
+
+    edited = model.clone(only={"transformer"})
+    assert {p.dtype for p in edited.denoiser.parameters()} == {torch.float32}
+    tiny = Delta(dense={"transformer.proj_out.weight": torch.full_like(edited.denoiser.proj_out.weight, 1e-6)})  # type: ignore[union-attr,arg-type]
+    kept = difference(model.with_delta(tiny), model).dense["transformer.proj_out.weight"]
+    torch.testing.assert_close(kept, tiny.dense["transformer.proj_out.weight"], rtol=0.05, atol=0)  # lost in bfloat16
+    assert low_rank(layers, "transformer").low_rank
+
+    full = load(folders[name])
+    z, s = noise(model), torch.tensor([0.3, 0.8])
+    with torch.no_grad():
+        torch.testing.assert_close(model.predict(z, s, text), full.predict(z, s, texts(full)[0]), atol=0.2, rtol=0.1)
+    assert sample(model, z, text, null, steps=2, guidance=2.0).dtype == torch.float32

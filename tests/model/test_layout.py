@@ -49,7 +49,9 @@ def schedule(**changes: Any) -> Change:
     [
         (settings("model_index.json", unet=["os", "system"]), "expected a class of diffusers"),
         (settings("model_index.json", scheduler=["evil", "E"]), "for scheduler in"),
-        (settings("model_index.json", text_encoder=["transformers", "AutoModel"]), "T5's of transformers"),
+        (settings("model_index.json", text_encoder=["transformers", "AutoModel"]), "T5's or Qwen's of transformers"),
+        (settings("model_index.json", text_encoder=["transformers", "Qwen2ForCausalLM"]), "Qwen's of transformers"),
+        (settings("model_index.json", tokenizer=["transformers", "Qwen2TokenizerFastest"]), "Qwen's of transformers"),
         (settings("text_encoder/config.json", auto_map={"AutoModel": "evil.E"}), "got `auto_map` in"),
         (settings("unet/config.json", _class_name="AutoencoderKL"), "expected settings of UNet2DConditionModel"),
         (settings("unet/config.json", block_out_channels="x"), "expected block_out_channels of whole numbers"),

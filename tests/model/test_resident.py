@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Generator
 
 from attacks.lora import LoRA
 from benchmark.diffusion import Model
+from benchmark.model import load
 from benchmark.model.resident import Resident
 from benchmark.runner import stages
 from benchmark.runner.executors import local
@@ -18,6 +20,7 @@ from benchmark.runner.loop import run
 from benchmark.runner.stages import Bench
 from benchmark.store import Store
 from benchmark.types import Delta
+from tests import pipelines
 from tests.runner.test_loop import Silent, files, make_plan
 
 DENSE = ("unet.conv_in.weight", "unet.conv_out.bias", "vae.decoder.conv_in.weight")
@@ -84,6 +87,25 @@ def test_a_delta_that_does_not_fit_leaves_nothing_half_made(model: Model) -> Non
         resident.wear({"wrong": lambda: wrong})
 
     assert same(weights(resident.wear({"good": lambda: good})), weights(model.with_delta(good)))
+
+
+def test_a_large_model_is_worn_over_its_own_memory(tmp_path: Path) -> None:
+    """What no delta changed is the base's; what one did is not, whatever was worn before."""
+    base = load(pipelines.write("sd3", tmp_path))
+    names = sorted(base.scope("x"))[:3]
+    deltas = [Delta(dense={f"transformer.{n}": torch.ones_like(base.denoiser.get_parameter(n))}) for n in names]
+    resident, before = Resident(base), {n: w.clone() for n, w in base.denoiser.named_parameters()}
+
+    for worn in ([0], [0, 1], [2], [0, 2], [1]):
+        model = resident.wear({str(i): partial(deltas.__getitem__, i) for i in worn})
+        wanted = base.with_delta(*(deltas[i] for i in worn))
+        for name, weight in model.denoiser.named_parameters():
+            assert torch.equal(weight, wanted.denoiser.get_parameter(name)), (worn, name)
+        at = {n: w.data_ptr() for n, w in base.denoiser.named_parameters()}
+        shared = {n for n, w in model.denoiser.named_parameters() if w.data_ptr() == at[n]}
+        assert set(at) - set(names) <= shared
+        assert not shared & {names[i] for i in worn}
+    assert all(torch.equal(w, before[n]) for n, w in base.denoiser.named_parameters())
 
 
 def test_a_method_that_breaks_the_model_it_is_given_harms_no_other(

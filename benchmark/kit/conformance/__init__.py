@@ -17,6 +17,7 @@ from benchmark.kit.conformance.classes import (
     presets_name_fields,
 )
 from benchmark.kit.conformance.expect import expect, seeded, silent
+from benchmark.kit.conformance.needs import says_what_it_uses
 from benchmark.kit.conformance.of_attacks import (
     check_attack,
     finetuned,
@@ -39,6 +40,7 @@ from benchmark.kit.conformance.of_metrics import (
     scores_whatever_the_batch,
 )
 from benchmark.kit.conformance.tiny import ON_MINI, SMALL, small, tiny_concept, tiny_examples, tiny_model, tiny_pipeline
+from benchmark.kit.conformance.tiny_flow import tiny_flow, tiny_for
 
 __all__ = [
     "ON_MINI",
@@ -63,6 +65,7 @@ __all__ = [
     "protects_repeatably",
     "rewords_repeatably",
     "same",
+    "says_what_it_uses",
     "scores_black_white_and_grey",
     "scores_whatever_the_batch",
     "searched",
@@ -74,6 +77,8 @@ __all__ = [
     "starts_inside_the_trajectory",
     "tiny_concept",
     "tiny_examples",
+    "tiny_flow",
+    "tiny_for",
     "tiny_model",
     "tiny_pipeline",
 ]

@@ -12,17 +12,20 @@ from attacks.base import Attack, PromptAttack, SamplingAttack, WeightAttack
 from benchmark.diffusion import Model
 from benchmark.kit.conformance.classes import check_class
 from benchmark.kit.conformance.expect import expect, global_state_kept, seeded, silent, unchanged
-from benchmark.kit.conformance.tiny import small, tiny_concept, tiny_examples, tiny_model
+from benchmark.kit.conformance.needs import says_what_it_uses
+from benchmark.kit.conformance.tiny import small, tiny_concept, tiny_examples
+from benchmark.kit.conformance.tiny_flow import tiny_for
 from benchmark.types import PROMPT, Concept, Examples, Report, Snapshot
 
 
 def check_attack(cls: type[Attack], fields: Mapping[str, Any] | None = None) -> None:
     """Run all checks of an attack, as `check_defense`."""
     check_class(cls, Attack, fields)
-    method, model, concept, examples = small(cls, fields), tiny_model(), tiny_concept(), tiny_examples()
+    method, concept, examples = small(cls, fields), tiny_concept(), tiny_examples()
+    model = tiny_for(method)
     rewords_repeatably(method, concept)
     derives_from_what_it_changes(method)
-    with unchanged(model):
+    with unchanged(model), says_what_it_uses(method, model, concept):
         if isinstance(method, WeightAttack):
             finetunes_each_budget(method, model, concept, examples)
             finetunes_alike_under_more_budgets(method, model, concept, examples)

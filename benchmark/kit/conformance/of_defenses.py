@@ -8,7 +8,9 @@ import torch
 from benchmark.diffusion import Model
 from benchmark.kit.conformance.classes import check_class
 from benchmark.kit.conformance.expect import all_equal, expect, global_state_kept, seeded, silent, unchanged
-from benchmark.kit.conformance.tiny import small, tiny_concept, tiny_examples, tiny_model
+from benchmark.kit.conformance.needs import says_what_it_uses
+from benchmark.kit.conformance.tiny import small, tiny_concept, tiny_examples
+from benchmark.kit.conformance.tiny_flow import tiny_for
 from benchmark.types import Concept, Delta, Examples
 from defenses.base import Defense
 
@@ -24,8 +26,9 @@ def check_defense(cls: type[Defense], fields: Mapping[str, Any] | None = None) -
         PluginError: it breaks the contract; the message says how.
     """
     check_class(cls, Defense, fields)
-    method, model, concept, examples = small(cls, fields), tiny_model(), tiny_concept(), tiny_examples()
-    with unchanged(model):
+    method, concept, examples = small(cls, fields), tiny_concept(), tiny_examples()
+    model = tiny_for(method)
+    with unchanged(model), says_what_it_uses(method, model, concept):
         protects_repeatably(method, model, concept, examples)
         delta_applies(method, model, concept, examples)
 

@@ -8,8 +8,11 @@ A file of this folder says in literals, which are read from its text, what it lo
     FLAGS = ("force_zeros_for_empty_prompt",)    keys of model_index.json that change images
     OPTIONAL = ("text_encoder_3",)               folders that it reads where they are
     SCHEDULERS = ()                              its scheduler's classes; empty for Stable Diffusion's noise schedule
+    LACKS = {"words": "T5 reads them"}           what a method may require, and a precision, that it has not (see
+                                                 `benchmark.types.Requirement`), and why: refused with the plan;
+                                                 what all U-Nets or all flows lack is below
 
-All six must be there. Two functions say how:
+All seven must be there. Two functions say how:
 
     pipeline(folder, **components) -> DiffusionPipeline   with diffusers' own loader, components given are not loaded
     model(pipe, scheduler) -> Model                       what methods see, derived from `benchmark.diffusion.Model`
@@ -19,12 +22,19 @@ Another family is another file.
 
 import ast
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-LITERALS = ("PIPELINES", "PARTS", "SETTINGS", "FLAGS", "OPTIONAL", "SCHEDULERS")
+OF_UNETS = {"joint": "it is a U-Net, which attends to the text apart"}
+OF_FLOWS = {
+    "schedule": "it is a flow and has no noise schedule",
+    "u-old": "it is a transformer",
+    "float16": "a flow transformer overflows in it",
+}
+LITERALS = ("PIPELINES", "PARTS", "SETTINGS", "FLAGS", "OPTIONAL", "SCHEDULERS", "LACKS")
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,7 @@ class Family:
     flags: tuple[str, ...]
     optional: tuple[str, ...]
     schedulers: tuple[str, ...]
+    lacks: Mapping[str, str]
 
     @property
     def denoiser(self) -> str:
@@ -75,12 +86,20 @@ def families() -> dict[str, Family]:
     return {pipeline: family for family in found for pipeline in family.pipelines}
 
 
+def named(name: str) -> Family:
+    """A family by the name of its file."""
+    return next(family for family in families().values() if family.name == name)
+
+
 def described(file: Path) -> Family:
     """The literals of a family's file."""
-    values: dict[str, tuple[str, ...]] = {}
+    values: dict[str, Any] = {}
     for node in ast.parse(file.read_text()).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in LITERALS:
-            values[node.targets[0].id] = ast.literal_eval(node.value)
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
+            name = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+            if isinstance(name, ast.Name) and name.id in LITERALS:
+                values[name.id] = ast.literal_eval(node.value)
+    values["LACKS"] = {**(OF_FLOWS if values["SCHEDULERS"] else OF_UNETS), **values["LACKS"]}
     return Family(file.stem, *(values[name] for name in LITERALS))
 
 

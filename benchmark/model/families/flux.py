@@ -16,16 +16,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import T5EncoderModel
 
-from benchmark.model.flow import FlowModel, shift_of
+from benchmark.diffusion import span
+from benchmark.model.flow import shift_of
+from benchmark.model.packed import Packed, pack, places, unpack
 
 PIPELINES = ("FluxPipeline",)
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
@@ -33,13 +34,12 @@ SETTINGS = ("tokenizer", "tokenizer_2", "scheduler")
 FLAGS = ()
 OPTIONAL = ()
 SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
+LACKS = {"words": "T5 reads spelled texts alone"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flux(FlowModel):
+class Flux(Packed):
     """FLUX.1, -dev or -schnell."""
-
-    density: ClassVar[Literal["logit-normal", "uniform"]] = "uniform"
 
     text_encoder_2: T5EncoderModel
     tokenizer_2: Any
@@ -48,18 +48,6 @@ class Flux(FlowModel):
     def listeners(self) -> tuple[tuple[str, str], ...]:
         """T5."""
         return (("tokenizer_2", "text_encoder_2"),)
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """`(C, h, w)` of a latent at the VAE's native size."""
-        side = int(self.vae.config.sample_size) // 2 ** (len(self.vae.config.block_out_channels) - 1)
-        return int(self.config.in_channels) // 4, side, side
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens an image is: one for each 2 x 2 latents."""
-        _, height, width = self.latent_shape
-        return height * width // 4
 
     @property
     def pooled_rows(self) -> int:
@@ -71,13 +59,10 @@ class Flux(FlowModel):
         """`(S + r, J)`."""
         return int(self.tokenizer_2.model_max_length) + self.pooled_rows, int(self.config.joint_attention_dim)
 
-    def encode_words(self, words: Tensor) -> Tensor:
-        """Nothing: T5 reads spelled texts alone.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError("expected a spelled text for FLUX, got word vectors: T5 reads it, and has no words to search.")
+    def rows_of(self, phrase: str) -> list[int]:
+        """T5's rows."""
+        self.gate([phrase])
+        return span(*(self.tokenizer_2(text).input_ids for text in (phrase, "")))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """The encoding of texts, `(B, S + r, J)`."""
@@ -109,35 +94,13 @@ class Flux(FlowModel):
             pooled_projections=text[:, -r:].flatten(1)[:, :size],
             encoder_hidden_states=text[:, :-r],
             txt_ids=z_s.new_zeros(text.shape[1] - r, 3),
-            img_ids=places(height // 2, width // 2, z_s),
+            img_ids=places(1, height // 2, width // 2, like=z_s),
         ).sample
         return unpack(out, height, width)
 
-    def spacing(self, steps: int) -> dict[str, Any]:
-        """Sigmas from 1 to 1 / steps, and mu of the number of tokens."""
-        return {
-            "sigmas": np.linspace(1.0, 1 / steps, steps),
-            "mu": shift_of(self.scheduler.config, self.tokens),
-        }
-
-
-def pack(z: Tensor) -> Tensor:
-    """`(B, C, h, w)` as tokens `(B, h w / 4, 4 C)`."""
-    b, c, h, w = z.shape
-    return z.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
-
-
-def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Tokens `(B, h w / 4, 4 C)` as `(B, C, h, w)`."""
-    b, _, c = tokens.shape
-    grid = tokens.reshape(b, height // 2, width // 2, c // 4, 2, 2)
-    return grid.permute(0, 3, 1, 4, 2, 5).reshape(b, c // 4, height, width)
-
-
-def places(height: int, width: int, like: Tensor) -> Tensor:
-    """Where each token is: `(h w, 3)` of zero, row and column."""
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3).to(like)
+    def shift(self, steps: int) -> float:
+        """mu of the number of tokens."""
+        return shift_of(self.scheduler.config, self.tokens)
 
 
 def pipeline(folder: Path, **components: Any) -> FluxPipeline:

@@ -16,6 +16,7 @@ SETTINGS = ("tokenizer", "scheduler")
 FLAGS = ()
 OPTIONAL = ()
 SCHEDULERS = ()
+LACKS: dict[str, str] = {}
 
 
 def pipeline(folder: Path, **components: Any) -> StableDiffusionPipeline:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel
 
+from benchmark.diffusion import span
 from benchmark.model.clip import TwoClips, same_words, tell_end
 from benchmark.model.flow import FlowModel
 
@@ -34,11 +35,14 @@ SETTINGS = ("tokenizer", "tokenizer_2", "scheduler")
 FLAGS = ()
 OPTIONAL = ("text_encoder_3", "tokenizer_3")
 SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
+LACKS: dict[str, str] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SD3(TwoClips, FlowModel):
     """Stable Diffusion 3; without T5 its rows are zeros."""
+
+    text_first: ClassVar[bool] = False
 
     text_encoder_2: CLIPTextModelWithProjection
     tokenizer_2: CLIPTokenizer
@@ -63,7 +67,7 @@ class SD3(TwoClips, FlowModel):
     @property
     def t5_rows(self) -> int:
         """S."""
-        return int(getattr(self.text_encoder.config, "t5_rows", 256))
+        return int(getattr(getattr(self.text_encoder, "config", None), "t5_rows", 256))
 
     @property
     def pooled_rows(self) -> int:
@@ -76,19 +80,25 @@ class SD3(TwoClips, FlowModel):
         rows = int(self.tokenizer.model_max_length) + self.t5_rows + self.pooled_rows
         return rows, int(self.config.joint_attention_dim)
 
+    def rows_of(self, phrase: str) -> list[int]:
+        """The rows of both CLIPs, and of T5 if it is there."""
+        tokenizer, behind = self.tokenizer_3, int(self.tokenizer.model_max_length)
+        heard = span(*(tokenizer(text).input_ids for text in (phrase, ""))) if tokenizer else []
+        return [*super().rows_of(phrase), *(behind + row for row in heard)]
+
     def encode_words(self, words: Tensor) -> Tensor:
         """The encoding `(B, L + S + r, J)` of word vectors `(B, L, D_1 + D_2)`; T5's rows are zeros."""
-        return self.joined(words, words.new_zeros(len(words), self.t5_rows, self.text_shape[1]))
+        return self.joined(words, None)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """The encoding of texts, `(B, L + S + r, J)`."""
-        words = self.spelled(texts)
-        if self.text_encoder_3 is None:
-            return self.encode_words(words)
-        return self.joined(words, self.heard(texts, self.t5_rows))
+        heard = self.heard(texts, self.t5_rows) if self.text_encoder_3 is not None else None
+        return self.joined(self.spelled(texts), heard)
 
-    def joined(self, words: Tensor, heard: Tensor) -> Tensor:
-        """h and p of word vectors, with T5's rows `(B, S, J)`."""
+    def joined(self, words: Tensor, heard: Tensor | None) -> Tensor:
+        """h and p of word vectors, with T5's rows `(B, S, J)`; without them these are zeros."""
+        if heard is None:
+            heard = words.new_zeros(len(words), self.t5_rows, self.text_shape[1])
         said = self.answers(words)
         h = torch.cat([one.hidden_states[-2] for one in said], dim=-1)
         p = torch.cat([one.text_embeds for one in said], dim=-1)

@@ -31,6 +31,7 @@ SETTINGS = ("tokenizer", "tokenizer_2", "scheduler")
 FLAGS = ("force_zeros_for_empty_prompt",)
 OPTIONAL = ()
 SCHEDULERS = ()
+LACKS: dict[str, str] = {}
 
 
 @dataclass(frozen=True, kw_only=True)

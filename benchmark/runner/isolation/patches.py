@@ -61,8 +61,8 @@ def is_class_of(item: Any, module: str) -> bool:
 def base_classes(model: Model) -> set[type]:
     """The classes of the base's layers, schedule and tokenizers, with those that they derive from."""
     diffusers = sys.modules.get("diffusers")
-    found = {type(layer) for part in model.parts.values() for layer in part.modules()}
-    found |= {type(model.scheduler), *(type(getattr(model, name)) for name, _ in model.readers)}
+    found = {type(layer) for part in model.modules.values() for layer in part.modules()}
+    found |= {type(model.scheduler), *(type(getattr(model, name)) for name, _ in (*model.readers, *model.listeners))}
     found |= {diffusers.DDIMScheduler} if diffusers else set()
     return {base for cls in found for base in cls.__mro__ if base is not object}
 

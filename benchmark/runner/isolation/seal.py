@@ -30,7 +30,7 @@ class Seal:
         self.shapes = {name: shape_of(tensor) for name, tensor in self.tensors.items()}
         self.bits = bits_of(self.tensors)
         self.scheduler = noted(vars(model.scheduler))
-        self.tokenizers = {name: told(getattr(model, name)) for name, _ in model.readers}
+        self.tokenizers = {name: told(getattr(model, name)) for name, _ in (*model.readers, *model.listeners)}
 
     def broken(self) -> list[str]:
         """The names of what differs; of weights only where nothing else does."""
@@ -63,13 +63,13 @@ class Seal:
 
 def layers_of(model: Model) -> list[tuple[str, nn.Module]]:
     """All layers by name."""
-    inside = [(prefix, *pair) for prefix, part in model.parts.items() for pair in part.named_modules()]
+    inside = [(prefix, *pair) for prefix, part in model.modules.items() for pair in part.named_modules()]
     return [(f"{prefix}.{name}".rstrip("."), layer) for prefix, name, layer in inside]
 
 
 def tensors_of(model: Model) -> dict[str, Tensor]:
     """All parameters and buffers by name."""
-    inside = [(prefix, chain(part.named_parameters(), part.named_buffers())) for prefix, part in model.parts.items()]
+    inside = [(prefix, chain(part.named_parameters(), part.named_buffers())) for prefix, part in model.modules.items()]
     return {f"{prefix}.{name}": tensor for prefix, pairs in inside for name, tensor in pairs}
 
 

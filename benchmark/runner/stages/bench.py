@@ -15,7 +15,7 @@ from benchmark.plan.task import Task
 from benchmark.runner.isolation.seal import Seal
 from benchmark.store import Store
 from benchmark.store.artifacts import Gallery, load_delta, load_snapshot
-from benchmark.types import Snapshot
+from benchmark.types import Precision, Snapshot
 
 Write = Callable[[Path], None]
 Done = tuple[Write, dict[str, Any]]  # what writes a result, and what to note beside it
@@ -24,7 +24,8 @@ HELD = 2**31  # bytes of images held in memory
 
 @dataclass
 class Bench:
-    """What a worker holds: the base, the store, and how many images fit in a batch. Nothing here enters a key.
+    """What a worker holds: the base, the store, and how many images fit in a batch. Nothing here enters a key: the
+    run's `precision`, which says how the base is loaded, is each task's.
 
     With `save_flagged` the images of an NSFW suite are written to the store; else they are `held` in memory, as long
     as there is room for them, and `private` says what made them. With `keep_attacks` its attacks stay.
@@ -34,6 +35,7 @@ class Bench:
     store: Store
     device: str = "cpu"
     batch: int = 64
+    precision: Precision = "float32"
     save_flagged: bool = False
     keep_attacks: bool = False
     private: dict[str, Task] = field(default_factory=dict, repr=False)
@@ -42,7 +44,7 @@ class Bench:
     @cached_property
     def base(self) -> Model:
         """The undefended model, loaded once."""
-        return load(self.folder, device=self.device)
+        return load(self.folder, device=self.device, precision=self.precision)
 
     @cached_property
     def seal(self) -> Seal:
