@@ -11,7 +11,7 @@ row, with norm 1. The contrast is reversed: the concept's map leaves that of its
 irrelevant words i. L_FM is the loss of flow matching. z_s is sampled with the prompt c.
 
 Paper     https://arxiv.org/abs/2412.20413
-Code      https://github.com/tomguluson92/EraseAnything @ 67d8c0b (read)
+Code      https://github.com/tomguluson92/EraseAnything @ 67d8c0b, by notes on it
 Differs   v_0 is the frozen base (the release asks the transformer in training, adapters on); z_s is stopped at its own
           time s (the release samples to the end, then draws a time); a map is a share of the softmax over all tokens,
           the mean of heads, its norm Euclidean; irrelevant words are a field (the release asks a language model), the
@@ -60,8 +60,11 @@ class EraseAnything(Defense):
 
     version = 1
     needs = frozenset({"safe"})
-    fidelity = "reimplemented"
-    matched = "its losses, targets, optimizer and constants were read in the release; nothing was run beside it"
+    fidelity = "reconstructed"
+    matched = (
+        "turns, losses, weights, trained layers, optimizer and constants as in notes on the release; ours are the norm "
+        "of a map, the words of the contrast and what is kept. Nothing was run beside it"
+    )
 
     def protect(
         self, model: Model, concept: Concept, data: Mapping[str, Examples], *, rng: Generator, report: Report

@@ -75,8 +75,8 @@ class ESD(Defense):
     matched = (
         "run beside both releases on a random model: on the same z_t and t, target, loss, gradient and four steps of "
         "Adam of `paper`, loss and gradient of `fast` and the target of `sdxl` are equal to the last bit; the sets of "
-        "parameters are the releases' on SD 1.4, by name, and so are the timesteps and levels of the samplers. No "
-        "trained weights, no GPU"
+        "parameters are the releases' on SD 1.4, by name, and so are the timesteps and levels of the samplers. Not "
+        "compared: `flux` and `klein`. No trained weights, no GPU"
     )
 
     def protect(

@@ -30,7 +30,13 @@ def refused(family: str, **given: Any) -> str:
 
 
 WORDS = (
-    *("textual_inversion", "concept_inversion", "unlearndiffatk", "p4d", "pez", "ring_a_bell", "mma_text"),
+    "textual_inversion",
+    "concept_inversion",
+    "unlearndiffatk",
+    "p4d",
+    "pez",
+    "ring_a_bell",
+    "mma_text",
     "random_prefix",
 )
 REST = ("lora", "full_finetune", "dreambooth", "xattn", "recaption", "benign_finetune", "img2img")
