@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmark.diffusion import Model
-from benchmark.imports.importing import Read, look
+from benchmark.imports.look import Read, look
 from benchmark.imports.sources import find
 from benchmark.model import load
 from tests import checkpoints as c

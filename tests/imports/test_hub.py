@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from benchmark.diffusion import Model
 from benchmark.errors import DataError
-from benchmark.imports.importing import look
+from benchmark.imports.look import look
 from benchmark.imports.sources import find
 from tests import checkpoints as c
 from tests import releases

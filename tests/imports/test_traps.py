@@ -7,7 +7,7 @@ import torch
 
 from benchmark.diffusion import Model
 from benchmark.errors import DataError
-from benchmark.imports.importing import Read, look
+from benchmark.imports.look import Read, look
 from benchmark.imports.sources import find
 from tests import checkpoints as c
 
