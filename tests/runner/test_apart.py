@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from benchmark.cli import app
+from benchmark.plan.task import Task
 from benchmark.runner.executors import apart
 from benchmark.runner.executors.apart import Apart, belongs_apart
 from benchmark.runner.loop import attempt
@@ -155,3 +156,10 @@ def test_ctrl_c_ends_a_plugin_that_hangs_in_c(tiny_folder: Path, tmp_path: Path)
 
     assert process.wait(60) == 130
     assert psutil.wait_procs(family, timeout=10)[1] == []
+
+
+def test_imported_weights_call_nobody() -> None:
+    """They are read by the runner itself, and need no process of their own."""
+    task = Task(kind="defend", plugin="imported", version=1, base="b", fields={"weights": "0" * 64})
+
+    assert not belongs_apart(task, {task.key: task})
