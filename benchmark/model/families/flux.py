@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import T5EncoderModel
 
+from benchmark.diffusion import Stretch, stretch, tokenize
 from benchmark.model.flow import FlowModel, shift_of
 
 PIPELINES = ("FluxPipeline",)
@@ -70,6 +71,11 @@ class Flux(FlowModel):
     def text_shape(self) -> tuple[int, int]:
         """`(S + r, J)`."""
         return int(self.tokenizer_2.model_max_length) + self.pooled_rows, int(self.config.joint_attention_dim)
+
+    def stretches(self, texts: Sequence[str]) -> tuple[Stretch, ...]:
+        """T5's rows."""
+        self.gate(texts)
+        return (stretch(tokenize(self.tokenizer_2, texts).to(self.device), int(self.tokenizer_2.eos_token_id)),)
 
     def encode_words(self, words: Tensor) -> Tensor:
         """Nothing: T5 reads spelled texts alone.
