@@ -8,7 +8,10 @@ only moved to another place. Of other changes of these layers x undoes what a te
 
     kappa = condition number of T as the layers see it: from the eigenvalues of sum W^T W against sum W_0^T W_0
 
-A singular T has no such text. Then kappa is infinite or as large as rounding lets it be, and the attack is refused.
+A singular T has no such text. Then kappa is infinite or as large as rounding lets it be, and the attack is refused;
+with a ridge it finds the best text that is near, in the measure of the base's layers:
+
+    x = argmin sum || W x - W_0 c ||^2 + ridge sum || W_0 (x - c) ||^2
 
 Paper     none: it follows from the equations of UCE, RECE, MACE's first stage and CURE. With a ridge it is the text
           that RECE derives and erases (Gong et al., ECCV 2024)
@@ -35,12 +38,14 @@ SEEN = 1e-12  # share of the largest eigenvalue under which float32 weights see 
 class ClosedFormInversion(SamplingAttack):
     """Give the defended model the text that means on it what the prompt means on the base."""
 
-    max_condition: float = 1e5  # ours: beyond it float32 weights leave rounding alone
+    max_condition: float = 1e6  # ours: beyond it float32 weights leave rounding alone
+    ridge: float = 0.0  # above 0 nothing is refused
 
     version = 1
     access = "weights"
     uses_base = True
     unit = "solve"
+    presets = {"ridge": {"ridge": 1e-4}}
 
     def budgets(self, asked: Sequence[int]) -> tuple[int, ...]:
         """One solve, whatever is asked."""
@@ -88,9 +93,9 @@ class ClosedFormInversion(SamplingAttack):
         A = B.T @ G @ B
         mu = torch.linalg.eigvalsh(A)
         kappa = float((mu[-1] / mu[0].clamp(min=0)).sqrt())
-        if not kappa <= self.max_condition:
+        if not self.ridge and not kappa <= self.max_condition:
             raise ValueError(
                 f"expected an invertible map of the text, got a condition number of {kappa:.3g}, above "
-                f"{self.max_condition:g}: what is projected out no text brings back; use component_swap."
+                f"{self.max_condition:g}: what is projected out no text brings back; set ridge, or use component_swap."
             )
-        return c + c @ H.T @ B @ torch.linalg.solve(A, B.T)
+        return c + c @ H.T @ B @ torch.linalg.solve(A + self.ridge * torch.eye(len(A)).to(A), B.T)

@@ -59,8 +59,11 @@ class RECE(Defense):
         "nudity": {"rho": 0.1, "epochs": 3},
         "unsafe": {"rho": 0.1, "epochs": 2},  # the eleven words of I2P
     }
-    fidelity = "reimplemented"
-    matched = "written from the equations; nothing was run beside it"
+    fidelity = "official-matched"
+    matched = (
+        "run beside the release's UCE, derivation and edit on a random model of 8 layers: after one and three epochs, "
+        "for an object and a style, the largest relative difference of W - W_0 is 4e-6. No trained weights, no GPU"
+    )
 
     def protect(
         self, model: Model, concept: Concept, data: Mapping[str, Examples], *, rng: Generator, report: Report

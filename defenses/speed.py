@@ -65,8 +65,12 @@ class SPEED(Defense):
         "nudity": {"rows": "all", "rho": 0.7, "lam": 0.5, "keep": "empty"},
         "celebrities": {"rho": 0.05, "threshold": 1e-4, "is_filtered": False},
     }
-    fidelity = "reimplemented"
-    matched = "written from the equations; nothing was run beside it"
+    fidelity = "official-matched"
+    matched = (
+        "run beside the release on a random model, with its k-means and its noise replaced by given ones: `few`, a "
+        "style, keys and values without the filter, and `nudity`; the largest relative difference of W - W_0 is 2e-6. "
+        "No trained weights, no GPU"
+    )
 
     def protect(
         self, model: Model, concept: Concept, data: Mapping[str, Examples], *, rng: Generator, report: Report

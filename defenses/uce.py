@@ -18,8 +18,7 @@ Differs   solved in float64 by one map for all layers, where the releases invert
           paper's code is left out: no published command uses it. On SDXL the pooled text keeps the concept, as in the
           release. On FLUX and SD 3 the context embedder and the first layer of the pooled text are edited, as in the
           release, but v* is W_0 g without the bias, which is added anyway: the release counts it twice. Of T5's empty
-          text the end token is the row, where the release takes the last of the padding. On the embedded model: see
-          `Protects`.
+          text the end token is the row, where the release takes the last of the padding.
 Symbols   c erased rows; g rows of the guide; p kept rows; lam weight of the old weights; s_e, s_p scales.
 Protects  against prompts that name c. Makes no claim about fine-tuning; the same map can be undone in front of the
           layers, see the attack `closed_form_inversion`.
@@ -68,8 +67,12 @@ class UCE(Defense):
         "art": {"keep": "prior"},
         "new": {"rows": "last", "s_p": 1.0, "keep": "none"},
     }
-    fidelity = "reimplemented"
-    matched = "written from the equations; nothing was run beside it"
+    fidelity = "official-matched"
+    matched = (
+        "run beside both releases on a random model of 8 layers, for an object and a style, with and without texts to "
+        "keep: the largest relative difference of W - W_0 is 8e-6 (`new`) and 3e-5 (`old`), in float32. No trained "
+        "weights, no GPU; not the script for FLUX"
+    )
 
     def protect(
         self, model: Model, concept: Concept, data: Mapping[str, Examples], *, rng: Generator, report: Report
