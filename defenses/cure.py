@@ -15,7 +15,9 @@ Differs the paper does not say which rows make E. Here a text gives one row, the
           phrase and the card's wordings, E_r its prompts of the split `prior`. float64. On flow models, which the paper
           does not have, the layers that read the text are those of `uce`.
 Symbols   E rows of texts, U S V^T its singular value decomposition; f how much of a direction goes; alpha strength.
-Protects  against prompts that name the concept. Makes no claim about fine-tuning.
+Protects  against prompts that name the concept. Makes no claim about fine-tuning. On the embedded model it does not
+          erase: with `erase: defender`, 0.75 of 8 images of a bomb still show it at alpha 2, 0.88 at alpha 20, and 0.62
+          with `rows: words` at alpha 10; what is kept shares the directions.
 """
 
 from collections.abc import Mapping, Sequence

@@ -111,13 +111,12 @@ def stacked(model: Model, texts: Iterable[str], reads: Reads) -> Tensor:
     return encoded(model, given or (" ",), reads).flatten(0, 1)[: None if given else 0]
 
 
-def uce(model: Model, concept: Concept, reads: Reads, guide: str, erase: Wording, keep: Keep) -> Change:
-    """UCE as the paper's code has it (Gandikota et al., WACV 2024), from which RECE starts."""
-    c, g = paired(model, [(text, guide) for text in wanted(concept, erase)], reads, from_last_words)
-    texts = kept_texts(concept, keep)
-    return solve(c, g, stacked(model, texts, reads), lam=0.5, s_e=1.0, s_p=scale_of(texts))
+def uce(model: Model, pairs: Iterable[tuple[str, str]], reads: Reads, p: Tensor, texts: Iterable[str]) -> Change:
+    """UCE as the paper's code has it (Gandikota et al., WACV 2024), from which RECE starts; p: rows of `texts`."""
+    c, g = paired(model, pairs, reads, from_last_words)
+    return solve(c, g, p, lam=0.5, s_e=1.0, s_p=scale_of(texts))
 
 
 def scale_of(texts: Iterable[str]) -> float:
-    """s_p of the paper's code of UCE."""
+    """s_p of the paper's code of UCE, for so many kept texts."""
     return max(0.1, 1 / max(1, len(list(texts))))

@@ -21,7 +21,9 @@ Differs   solved in float64 by one map for all layers, where the releases invert
           text the end token is the row, where the release takes the last of the padding.
 Symbols   c erased rows; g rows of the guide; p kept rows; lam weight of the old weights; s_e, s_p scales.
 Protects  against prompts that name c. Makes no claim about fine-tuning; the same map can be undone in front of the
-          layers, see the attack `closed_form_inversion`.
+          layers, see the attack `closed_form_inversion`. On the embedded model `old` with `keep: prior, erase:
+          defender` erases objects and keeps all others; the style noto stays at 0.38 of 8 images; `new` changes nothing
+          of a bomb, and with `erase: defender` costs a quarter of the others.
 """
 
 from collections.abc import Mapping

@@ -16,7 +16,7 @@ from defenses.closed_form import Change, gram, grouped, solve, weight
 from defenses.cure import CURE, spectrum
 from defenses.mace import MACE
 from defenses.rece import RECE, derived, reached
-from defenses.text_rows import Span, encoded, from_last_words, guide_of, last_words, paired, uce
+from defenses.text_rows import Span, all_rows, encoded, from_last_words, guide_of, last_words, paired, uce
 from defenses.uce import UCE
 from tests import pipelines
 
@@ -270,13 +270,13 @@ def test_an_epoch_erases_what_was_derived(model: Model, concept: Concept) -> Non
     """T is T_0 U_1, and the rows that the formula found before bring less of the concept back after."""
     method = RECE()
     S, guide = gram(model, model.text_layers()), guide_of(concept, None)
-    T_0 = uce(model, concept, "words", guide, "phrase", "empty")
-    c, g, p = method.rows(model, concept, "words")
+    pairs, p = [(concept.phrase, guide)], encoded(model, [""], "words")[0]
+    T_0 = uce(model, pairs, "words", p, [""])
+    c, g = paired(model, pairs, "words", all_rows)
     a = derived(S, T_0.T, c, method.rho)
 
     T_1, before = method.step(S, T_0, c, g, p)
 
-    assert torch.equal(p, encoded(model, [""], "words")[0])
     U_1 = solve(a, g, p, lam=0.1, s_e=1.0, s_p=0.1).T
     torch.testing.assert_close(T_1.T, T_0.T @ U_1)
     assert before == pytest.approx(reached(S, T_0.T, a, c))
