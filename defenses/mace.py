@@ -24,9 +24,10 @@ Differs   the mask is not Grounded-SAM's: pixels that attend to the concept's ro
           which the paper does not have, set `lora_steps: 0`.
 Symbols   e rows of a text; f with the concept, g with its mapping; A_l attention of layer l; S rows of the concept and
           the end tokens; P prior; lam, s weights; dW adapters.
-Protects  against prompts that name the concept. Makes no claim about fine-tuning. On the embedded model stage 1 alone
-          was tried: it erases a bomb and keeps all others with `texts: defender`, a prior (s 0.01, lam 0.1) and "an
-          emoji" as the mapping; without the prior it costs 0.17 of them.
+Protects  against prompts that name the concept. Makes no claim about fine-tuning. On the embedded model stage 1 alone,
+          with `texts: defender`, "an emoji" as the mapping and a prior (s 0.01, lam 0.1), erases a bomb and keeps all
+          of 23 others; at lam 1e3 without the prior it keeps 0.83, and all stages at lam 1e4 and lora_lr 1e-3 keep
+          0.91.
 """
 
 from collections.abc import Mapping
