@@ -16,8 +16,8 @@ Differs the paper does not say which rows make E. Here a text gives one row, the
           does not have, the layers that read the text are those of `uce`.
 Symbols   E rows of texts, U S V^T its singular value decomposition; f how much of a direction goes; alpha strength.
 Protects  against prompts that name the concept. Makes no claim about fine-tuning. On the embedded model it does not
-          erase: with `erase: defender`, 0.75 of 8 images of a bomb still show it at alpha 2, 0.88 at alpha 20, and 0.62
-          with `rows: words` at alpha 10; what is kept shares the directions.
+          erase: with `erase: defender`, 0.75 of 8 images of a bomb still show it at alpha 2, 0.88 at alpha 20, 0.62
+          with `rows: words` at alpha 10 or with `keep: none`; what is kept shares the directions.
 """
 
 from collections.abc import Mapping, Sequence
