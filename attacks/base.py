@@ -111,7 +111,10 @@ class PromptAttack(Attack):
 
 
 class SamplingAttack(Attack):
-    """Starts the sampling elsewhere: no training, one trajectory an image. The budget is the help the start gives."""
+    """Samples in another way, without training: starts elsewhere, or lets the model read something else than the text.
+
+    One trajectory an image. The budget is the help that the start gives.
+    """
 
     changes = "sampling"
     unit = "sampling steps"
@@ -123,6 +126,10 @@ class SamplingAttack(Attack):
     def misfit(self, budget: int, steps: int) -> str:
         """Why a budget cannot be spent on a trajectory of so many steps; empty if it can. The plan skips it."""
         return ""
+
+    def ask(self, model: Model, base: Model, text: Tensor) -> Tensor:
+        """What the defended model reads in place of encoded texts `(B, L, D)`, the empty one among them."""
+        return text
 
     @abstractmethod
     def begin(
@@ -138,6 +145,8 @@ class SamplingAttack(Attack):
         scale: float,
     ) -> tuple[Tensor, int]:
         """Latents `(B, C, h, w)` and the number of DDIM steps, of `steps`, that they have already been through.
+
+        None, only if the attack lies in what it asks.
 
         Args:
             model: the frozen, defended model.

@@ -46,13 +46,47 @@ class Meter:
 
     def count(self, predicted: Tensor) -> None:
         """Count one prediction, and its backward pass if there is one."""
-        samples = len(predicted)
-        self.unet_forward += samples
+        self.unet_forward += len(predicted)
         if predicted.requires_grad:
-            predicted.register_hook(lambda _: self._backward(samples))
+            self.watch(predicted)
+
+    def watch(self, inner: Tensor) -> None:
+        """Count the backward pass through `inner` `(B, ...)`: of a loss that the prediction itself is no part of."""
+        samples = len(inner)
+        inner.register_hook(lambda _: self._backward(samples))
 
     def _backward(self, samples: int) -> None:
         self.unet_backward += samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextLayer:
+    """A linear map of the denoiser that reads the text: W of `W c + b`.
+
+    Attributes:
+        name: its module in the denoiser; the weight is `name.weight` `(out, D)`.
+        reads: which rows of a text it sees, see `Model.text_rows`.
+        makes: keys or values of an attention, or a projection from which both are made.
+    """
+
+    name: str
+    reads: Literal["words", "pooled"]
+    makes: Literal["keys", "values", "both"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """Rows of a text that one encoder fills, one for each of its tokens.
+
+    Attributes:
+        start: the first of these rows.
+        ids: token numbers `(B, n)`, from the first row on.
+        ends: where each text ends `(B,)`: the place of its first end token among the n.
+    """
+
+    start: int
+    ids: Tensor
+    ends: Tensor
 
 
 def open_gate(texts: Sequence[str]) -> None:
@@ -177,6 +211,43 @@ class Model(ABC):
         """The features of the image, `(B, C, h, w)` or `(B, N, C)`, in what one of `layers` answered."""
         found: Tensor = answer if isinstance(answer, Tensor) else answer[0]
         return found
+
+    @abstractmethod
+    def text_layers(self) -> list[TextLayer]:
+        """The linear maps through which the text enters the denoiser, in order; nothing else of it sees the text.
+
+        Raises:
+            ValueError: there is none.
+        """
+
+    def text_rows(self, text: Tensor, reads: Literal["words", "pooled"]) -> Tensor:
+        """What layers that read so see of a text `(B, L, D)`: `(B, N, D')`; one row if it is the pooled vector.
+
+        Raises:
+            ValueError: this family's layers do not read so.
+        """
+        if reads != "words":
+            raise ValueError(f"expected rows of words, got {reads!r}: no layer of {type(self).__name__} reads so.")
+        return text
+
+    def with_text_rows(self, text: Tensor, rows: Tensor, reads: Literal["words", "pooled"]) -> Tensor:
+        """A text `(B, L, D)` in which the rows that `rows` gives are these `(B, N, D')`."""
+        self.text_rows(text, reads)
+        return rows
+
+    def stretches(self, texts: Sequence[str]) -> tuple[Stretch, ...]:
+        """Which tokens stand behind the rows of words of texts, one stretch for each encoder."""
+        return (stretch(self.ids(texts), int(self.tokenizer.eos_token_id)),)
+
+    def attending(self) -> AbstractContextManager[list[Tensor]]:
+        """While it is open, each prediction appends to the list: what the image pays to each row of the text.
+
+        One `(B, heads, N, L)` for each attention to the text, in order; they sum to 1 over L and keep gradients.
+
+        Raises:
+            ValueError: this family has no attention to the text alone.
+        """
+        raise ValueError(f"expected attention to the text alone, got {type(self).__name__}: there it is joint.")
 
     def targets(self, names: Sequence[str]) -> list[str]:
         """The endings of layers' names that names of layers mean here: `to_q` also means its like on the text side."""
@@ -362,6 +433,12 @@ def span(ids: Sequence[int], empty: Sequence[int]) -> list[int]:
     pairs = zip(reversed(ids), reversed(empty[ahead:]), strict=False)
     behind = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
     return list(range(ahead, len(ids) - behind))
+
+
+def stretch(ids: Tensor, end: int, start: int = 0) -> Stretch:
+    """Rows from `start` on, of token numbers `(B, n)`; a text that was cut ends at its last row."""
+    ended = torch.cat([ids[:, :-1] == end, torch.ones_like(ids[:, -1:], dtype=torch.bool)], dim=1)
+    return Stretch(start=start, ids=ids, ends=ended.int().argmax(-1))
 
 
 def read(encoder: "CLIPTextModel", words: Tensor, ids: Tensor | None = None, **options: Any) -> Any:

@@ -18,7 +18,21 @@ PluginKind = Literal["defense", "attack", "metric"]
 FOLDERS: dict[PluginKind, str] = {"defense": "defenses", "attack": "attacks", "metric": "metrics"}
 # What the plug-ins of a folder share.
 SHARED: dict[PluginKind, set[str]] = {
-    "defense": {"alignment", "data", "joint", "decoding", "free_words", "meta", "moderator", "sampling"},
+    "defense": {
+        *(
+            "alignment",
+            "attention",
+            "closed_form",
+            "data",
+            "decoding",
+            "free_words",
+            "joint",
+            "meta",
+            "moderator",
+            "sampling",
+        ),
+        *("templates", "text_rows"),
+    },
     "attack": {"search", "trainer", "words"},
     "metric": {"binary", "classifiers", "detector", "embedders", "judge", "judges", "sets", "towers", "weights"},
 }

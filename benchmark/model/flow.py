@@ -15,18 +15,21 @@ u         Linear and Conv2d layers outside attention
 selfattn  the image side: to_q, to_k, to_v, to_out of the double blocks, and a second image attention where there is one
 full      everything
 
+The text enters by linear maps with a bias: `context_embedder` reads its rows, and the pooled vector is read beside the
+time. What stands behind them mixes it with the image: keys and values of a later block are no linear map of the text.
 No small set isolates the text here: it also enters by the pooled embedding, and mixes with the image in every block.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional as F
 
-from benchmark.diffusion import Model, Scope
+from benchmark.diffusion import Model, Scope, TextLayer
 
 if TYPE_CHECKING:
     from diffusers import FlowMatchEulerDiscreteScheduler
@@ -42,6 +45,7 @@ class FlowModel(Model):
     Class data:
         density: how a training time is drawn from the table.
         text_first: in joint attention the text's tokens come before the image's.
+        entries: the linear maps that read the text, and what of it.
 
     Raises:
         ValueError: it is to compute in float16, in which its activations overflow.
@@ -51,6 +55,10 @@ class FlowModel(Model):
     is_large: ClassVar[bool] = True
     density: ClassVar[Literal["logit-normal", "uniform"]] = "logit-normal"
     text_first: ClassVar[bool] = True
+    entries: ClassVar[Mapping[str, Literal["words", "pooled"]]] = {
+        "context_embedder": "words",
+        "time_text_embed.text_embedder.linear_1": "pooled",
+    }
 
     transformer: nn.Module
     scheduler: "FlowMatchEulerDiscreteScheduler"
@@ -164,6 +172,34 @@ class FlowModel(Model):
         """The double blocks and the single ones."""
         found = [getattr(self.transformer, name, ()) for name in ("transformer_blocks", "single_transformer_blocks")]
         return [block for blocks in found for block in blocks]
+
+    @property
+    def pooled_rows(self) -> int:
+        """The rows of a text, from its end, that hold its pooled vector."""
+        return 0
+
+    def text_layers(self) -> list[TextLayer]:
+        """The `entries` that this transformer has."""
+        have = {name for name, _ in self.transformer.named_modules()}
+        found = [TextLayer(name=n, reads=reads, makes="both") for n, reads in self.entries.items() if n in have]
+        if not found:
+            raise ValueError(f"expected layers that read the text, got none of {', '.join(self.entries)}.")
+        return found
+
+    def text_rows(self, text: Tensor, reads: Literal["words", "pooled"]) -> Tensor:
+        """The encoders' rows `(B, N, J)`, or the pooled vector `(B, 1, P)`."""
+        r = self.pooled_rows
+        if reads == "words":
+            return text[:, : text.shape[1] - r]
+        return text[:, text.shape[1] - r :].flatten(1)[:, None, : int(self.config.pooled_projection_dim)]
+
+    def with_text_rows(self, text: Tensor, rows: Tensor, reads: Literal["words", "pooled"]) -> Tensor:
+        """A text with other rows of words, or with another pooled vector."""
+        r = self.pooled_rows
+        if reads == "words":
+            return torch.cat([rows, text[:, text.shape[1] - r :]], dim=1)
+        p = F.pad(rows.flatten(1), (0, r * text.shape[2] - rows.shape[-1])).unflatten(1, (r, -1))
+        return torch.cat([text[:, : text.shape[1] - r], p], dim=1)
 
     def targets(self, names: Sequence[str]) -> list[str]:
         """The same layers on both sides of joint attention, as far as this transformer has them."""

@@ -15,6 +15,7 @@ from benchmark.plan.seeds import image_seed
 from benchmark.store.artifacts import Gallery
 from benchmark.types import Prompt, Report
 
+Ask = Callable[[Tensor], Tensor]  # texts -> what the model reads
 Begin = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, int]]  # noise, text, null, guidance -> latents, steps
 
 
@@ -53,11 +54,18 @@ def generate(
     batch: int,
     report: Report,
     begin: Begin | None = None,
+    ask: Ask | None = None,
 ) -> Gallery:
-    """Draw `images` of each prompt, in batches of `batch`; `begin` says where a batch's trajectories start."""
+    """Draw `images` of each prompt, in batches of `batch`.
+
+    `begin` says where a batch's trajectories start, `ask` what the model reads in place of the texts.
+    """
     wanted, seeds = list[tuple[Prompt, int]](), list[int]()
     texts = {p.text: model.encode_text([p.text])[0] for p in prompts}
     null = model.encode_text([""])
+    if ask:
+        *read, null = ask(torch.stack([*texts.values(), null[0]])).unsqueeze(1)
+        texts = {text: encoded[0] for text, encoded in zip(texts, read, strict=True)}
     parts = []
     for scale, chunk in batches(prompts, images, guidance, batch):
         own = [seed_of(prompt, number, stream) for prompt, number in chunk]

@@ -17,16 +17,20 @@ full      everything
 Code      https://github.com/rohitgandikota/erasing (scopes)
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
 
-from benchmark.diffusion import Model, Scope
+from benchmark.diffusion import Model, Scope, TextLayer
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, PNDMScheduler, UNet2DConditionModel
+
+KEYS_VALUES = (".attn2.to_k.weight", ".attn2.to_v.weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +138,33 @@ class UNetModel(Model):
         blocks = [block for block in (*u.down_blocks, u.mid_block, *u.up_blocks) if block is not None]
         kinds = ("resnets", "attentions")
         return [m for block in blocks for kind in kinds for m in getattr(block, kind, ()) if m is not None]
+
+    def text_layers(self) -> list[TextLayer]:
+        """to_k and to_v of the attention to the text. A pooled embedding beside them (SDXL) enters elsewhere."""
+        names = [name.removesuffix(".weight") for name, _ in self.unet.named_parameters() if name.endswith(KEYS_VALUES)]
+        if not names:
+            raise ValueError("expected an attention to the text, got none: has this U-Net such layers?")
+        return [
+            TextLayer(name=name, reads="words", makes="keys" if name.endswith("to_k") else "values") for name in names
+        ]
+
+    @contextmanager
+    def attending(self) -> Iterator[list[Tensor]]:
+        """The attention probabilities of each attn2."""
+        seen = list[Tensor]()
+
+        def look(module: Any, args: tuple[Tensor, ...], options: dict[str, Any]) -> None:
+            q, k = module.to_q(args[0]), module.to_k(options["encoder_hidden_states"])
+            found = module.get_attention_scores(module.head_to_batch_dim(q), module.head_to_batch_dim(k))
+            seen.append(found.unflatten(0, (len(q), -1)))
+
+        modules = [module for name, module in self.unet.named_modules() if name.endswith(".attn2")]
+        handles = [module.register_forward_pre_hook(look, with_kwargs=True) for module in modules]
+        try:
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def scope(self, name: Scope) -> set[str]:
         """The parameters of the U-Net that a scope trains, by name; see above."""

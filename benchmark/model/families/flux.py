@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import T5EncoderModel
 
-from benchmark.diffusion import span
+from benchmark.diffusion import Stretch, span, stretch, tokenize
 from benchmark.model.flow import shift_of
 from benchmark.model.packed import Packed, pack, places, unpack
 
@@ -63,6 +63,11 @@ class Flux(Packed):
         """T5's rows."""
         self.gate([phrase])
         return span(*(self.tokenizer_2(text).input_ids for text in (phrase, "")))
+
+    def stretches(self, texts: Sequence[str]) -> tuple[Stretch, ...]:
+        """T5's rows."""
+        self.gate(texts)
+        return (stretch(tokenize(self.tokenizer_2, texts).to(self.device), int(self.tokenizer_2.eos_token_id)),)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """The encoding of texts, `(B, S + r, J)`."""

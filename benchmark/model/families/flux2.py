@@ -20,7 +20,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
 from torch import Tensor
 
-from benchmark.diffusion import span
+from benchmark.diffusion import Stretch, span, stretch, tokenize
 from benchmark.model.packed import Normed, pack, places, unpack
 
 PIPELINES = ("Flux2KleinPipeline",)
@@ -64,6 +64,17 @@ class Flux2(Normed):
         """The phrase's rows inside the template."""
         self.gate([phrase])
         return span(*(self.tokenizer(text).input_ids for text in self.chat([phrase, ""])))
+
+    @property
+    def pooled_rows(self) -> int:
+        """None: there is no pooled text."""
+        return 0
+
+    def stretches(self, texts: Sequence[str]) -> tuple[Stretch, ...]:
+        """Qwen's rows; a text ends where its turn in the template does."""
+        self.gate(texts)
+        ids = tokenize(self.tokenizer, self.chat(texts), self.text_shape[0])
+        return (stretch(ids.to(self.device), int(self.tokenizer.eos_token_id)),)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """The encoding of texts, `(B, S, J)`; the language model's head is not asked."""

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel
 
-from benchmark.diffusion import span
+from benchmark.diffusion import Stretch, span, stretch, tokenize
 from benchmark.model.clip import TwoClips, same_words, tell_end
 from benchmark.model.flow import FlowModel
 
@@ -85,6 +85,15 @@ class SD3(TwoClips, FlowModel):
         tokenizer, behind = self.tokenizer_3, int(self.tokenizer.model_max_length)
         heard = span(*(tokenizer(text).input_ids for text in (phrase, ""))) if tokenizer else []
         return [*super().rows_of(phrase), *(behind + row for row in heard)]
+
+    def stretches(self, texts: Sequence[str]) -> tuple[Stretch, ...]:
+        """CLIP's rows, and T5's below if it is there."""
+        of_clip = super().stretches(texts)
+        if self.text_encoder_3 is None:
+            return of_clip
+        ids = tokenize(self.tokenizer_3, texts, self.t5_rows).to(self.device)
+        below = int(self.tokenizer.model_max_length)
+        return (*of_clip, stretch(ids, int(self.tokenizer_3.eos_token_id), below))
 
     def encode_words(self, words: Tensor) -> Tensor:
         """The encoding `(B, L + S + r, J)` of word vectors `(B, L, D_1 + D_2)`; T5's rows are zeros."""

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline
@@ -63,6 +63,14 @@ class SDXL(TwoClips, UNetModel):
         """`(L + r, D)` of a text that `predict` reads."""
         length, width = super().text_shape
         return length + self.pooled_rows, width
+
+    def text_rows(self, text: Tensor, reads: Literal["words", "pooled"]) -> Tensor:
+        """h alone: p is read by no layer of the attention, but by the time's embedding."""
+        return super().text_rows(text, reads)[:, : -self.pooled_rows]
+
+    def with_text_rows(self, text: Tensor, rows: Tensor, reads: Literal["words", "pooled"]) -> Tensor:
+        """A text with another h."""
+        return torch.cat([super().with_text_rows(text, rows, reads), text[:, -self.pooled_rows :]], dim=1)
 
     def encode_words(self, words: Tensor) -> Tensor:
         """The encoding `(B, L + r, D)` of a text given as vectors `(B, L, D_1 + D_2)`: gradients reach the words."""

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from benchmark.diffusion import Model
 from benchmark.errors import PluginError
 from benchmark.mini.subjects import background_of
 from benchmark.mini.subjects import draw as draw_subject
-from benchmark.model.generate import Begin, generate
+from benchmark.model.generate import Ask, Begin, generate
 from benchmark.plan.seeds import image_seed
 from benchmark.plan.task import Task
 from benchmark.runner.stages.account import measured
@@ -48,6 +48,7 @@ def seen(task: Task, bench: Bench, report: Report) -> tuple[Gallery, dict[str, A
 def sampled(task: Task, bench: Bench, report: Report) -> tuple[Gallery, dict[str, Any]]:
     """The images that the model draws for a task, and what they cost."""
     model, f = bench.model_for(task), task.fields
+    begin, ask = beginning(task, model, bench.gated(bench.base, task))
     with measured(model) as cost:
         gallery = generate(
             model,
@@ -58,7 +59,8 @@ def sampled(task: Task, bench: Bench, report: Report) -> tuple[Gallery, dict[str
             stream=f["stream"],
             batch=bench.batch,
             report=report,
-            begin=beginning(task, model, bench.gated(bench.base, task)),
+            begin=begin,
+            ask=ask,
         )
     return gallery, cost
 
@@ -115,10 +117,10 @@ def asked(prompts: Sequence[Prompt], found: Sequence[str]) -> list[Prompt]:
     return [p.reworded(found[i % len(found)].replace(PROMPT, p.text)) for i, p in enumerate(prompts)]
 
 
-def beginning(task: Task, model: Model, base: Model) -> Begin | None:
-    """Where a sampling attack starts the trajectories; None without one."""
+def beginning(task: Task, model: Model, base: Model) -> tuple[Begin | None, Ask | None]:
+    """Where a sampling attack starts the trajectories, and what it lets the model read; nothing without one."""
     if "begin" not in task.fields:
-        return None
+        return None, None
     f = task.fields
     method = TypeAdapter(find("attack", f["begin"]["use"])).validate_python(f["begin"]["fields"])
 
@@ -128,4 +130,4 @@ def beginning(task: Task, model: Model, base: Model) -> Begin | None:
         )
         return found
 
-    return begin
+    return begin, partial(method.ask, model, base)
