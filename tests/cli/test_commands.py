@@ -104,7 +104,7 @@ def test_a_run_as_json_is_one_object_on_the_standard_output(done: tuple[Path, li
 
 def test_a_quiet_run_says_nothing(done: tuple[Path, list[object], Result], tiny_folder: Path, tmp_path: Path) -> None:
     _, words, _ = done
-    config = write_config(tmp_path, tiny_folder)
+    config = write_config(tmp_path, tiny_folder, defenses=["none"], attacks=["none"])
 
     again = titer(*words, "--quiet")
     new = titer("run", config, "--out", tmp_path / "o", "--store", tmp_path / "s", "--device", "cpu", "--quiet")
