@@ -319,8 +319,10 @@ class Model(ABC):
         return vector.split(widths)
 
 
-def copied(part: nn.Module) -> nn.Module:
+def copied(part: Any) -> Any:
     """A deep copy of a part, in half of `deepcopy`'s time: most of what a layer holds is collections without hooks."""
+    if not isinstance(part, nn.Module):  # a method may be handed a model that lacks a part
+        return deepcopy(part)
     inside = (value for layer in part.modules() for value in vars(layer).values())
     return deepcopy(part, {id(value): type(value)() for value in inside if type(value) in EMPTIED and not value})
 

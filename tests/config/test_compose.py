@@ -75,7 +75,7 @@ def finished(
 ) -> tuple[Plan, Bench, Outcome]:
     folder = tmp_path_factory.mktemp("composed")
     attack = {"use": "lora", "rank": 2, "alpha": 2, "lr": 0.01}
-    given = {"defenses": ["none", ERASE, TWICE], "attacks": ["none", attack], "metrics": ["black"]}
+    given = {"defenses": ["none", ERASE, TWICE], "attacks": ["none", attack], "budgets": [2], "metrics": ["black"]}
     raw = config.parse(tiny_config(folder, tiny_folder, **given))
     plan = build(raw, fingerprint(tiny_folder), [load_concept(name) for name in raw.raw.concepts])
     shutil.copytree(tiny_run / "store", folder / "store")

@@ -138,7 +138,7 @@ def test_only_the_scope_moves(model: Model, concept: Concept, scope: str) -> Non
 
 @pytest.mark.parametrize("source", ["edited", "frozen"])
 def test_erasing_brings_the_prediction_to_the_target(model: Model, concept: Concept, source: str) -> None:
-    method = ESD(steps=40, ddim_steps=3, lr=1e-3, batch=4, sampled_from=source)  # type: ignore[arg-type]
+    method = ESD(steps=25, ddim_steps=3, lr=1e-3, batch=4, sampled_from=source)  # type: ignore[arg-type]
     losses: list[float] = []
 
     def report(*, step: int, total: int, loss: float) -> None:

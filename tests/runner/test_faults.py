@@ -26,7 +26,7 @@ from benchmark.plan.task import Task
 from benchmark.results import records
 from benchmark.runner import stages
 from benchmark.runner.executors import local
-from benchmark.runner.limits import each_task
+from benchmark.runner.limits import each_task, smaller
 from benchmark.runner.loop import Outcome, run
 from benchmark.runner.stages import Bench
 from benchmark.store import Store, store
@@ -236,9 +236,34 @@ NO_MEMORY = [RuntimeError("HIP out of memory"), RuntimeError("could not create a
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), MemoryError(), *NO_MEMORY])
-def test_out_of_memory_halves_the_batch_and_puts_it_back(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: Any, error: Exception
-) -> None:
+def test_out_of_memory_is_known_in_all_words(error: Exception) -> None:
+    tried = list[int]()
+
+    def again(batch: int) -> None:
+        tried.append(batch)
+        if batch > 2:
+            raise error
+
+    smaller(8, again)
+
+    assert tried == [8, 4, 2]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no such thing"), ValueError("out of memory")])
+def test_other_errors_are_not_tried_again(error: Exception) -> None:
+    tried = list[int]()
+
+    def again(batch: int) -> None:
+        tried.append(batch)
+        raise error
+
+    with pytest.raises(type(error)):
+        smaller(8, again)
+
+    assert tried == [8]
+
+
+def test_out_of_memory_halves_the_batch_and_puts_it_back(tiny_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     whole, real, tried = make_plan(tmp_path, tiny_folder, defenses=["none"], attacks=["none"]), stages.run, list[int]()
     drawn = [(key, task) for key, task in whole.tasks.items() if task.kind == "generate"]
     plan = replace(whole, tasks=dict(drawn[:2]))
@@ -247,7 +272,7 @@ def test_out_of_memory_halves_the_batch_and_puts_it_back(
         if task.kind == "generate":
             tried.append(bench.batch)
             if bench.batch > 2:
-                raise error
+                raise torch.OutOfMemoryError("CUDA")
         return real(task, bench, report)
 
     monkeypatch.setattr(stages, "run", small)
