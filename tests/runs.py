@@ -1,9 +1,12 @@
 """Configs on the tiny model, for the tests of the runner and the command."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import yaml
+from click.testing import Result
+from typer.testing import CliRunner
 
 CARD = {
     "name": "cat",
@@ -49,3 +52,14 @@ def write_config(folder: Path, model: Path, /, **changes: Any) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny_config(folder, model, **changes)))
     return path
+
+
+def run(folder: Path, model: Path, /, *, store: Path | None = None, **changes: Any) -> Result:
+    """`titer run` with the config in a folder, there on the CPU; results that `store` has are not computed again."""
+    from benchmark.cli import app
+
+    if store is not None:
+        shutil.copytree(store, folder / "store")
+    config = write_config(folder, model, **changes)
+    words = ["run", config, "--out", folder / "out", "--store", folder / "store", "--device", "cpu"]
+    return CliRunner().invoke(app, [str(word) for word in words])

@@ -179,6 +179,7 @@ def small(case: Case) -> Case:
     return replace(case, method=replace(method, **wanted)).cut(2 if "patronus" in type(method).__name__.lower() else 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", training.NAMES)
 def test_the_loop_by_hand_minimises_what_the_method_does(name: str, tiny: Bed) -> None:
     """Step for step the same losses from the same random numbers; the loop shares no code with the method."""
@@ -200,6 +201,7 @@ def test_a_loop_of_another_objective_is_refused(tiny: Bed) -> None:
         training.in_turn(replace(case, loop=other), tiny)
 
 
+@pytest.mark.slow
 def test_a_lora_run_is_compared_with_the_published_loop(tiny: Bed) -> None:
     rows = training.published(tiny, steps=2, rounds=1)
 
@@ -207,6 +209,7 @@ def test_a_lora_run_is_compared_with_the_published_loop(tiny: Bed) -> None:
     assert all(row.value and row.value > 0 for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_published_loop_minimises_the_same(accumulate: int, tiny: Bed) -> None:
     """It shuffles and samples by itself; at rate 0 its losses are those of the bare loop, on average."""
@@ -220,6 +223,7 @@ def test_the_published_loop_minimises_the_same(accumulate: int, tiny: Bed) -> No
     assert a == pytest.approx(b, rel=0.08)
 
 
+@pytest.mark.slow
 def test_the_pipeline_draws_our_images(tiny_folder: Path) -> None:
     rows = sampling.rows(tiny_folder, prompts=2, images=2, rounds=1)
 
@@ -235,6 +239,7 @@ def invoked(words: Sequence[object], *, expect: str = "") -> tuple[float, float]
     return 1.0, 0.5
 
 
+@pytest.mark.slow
 def test_a_run_is_divided(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_folder: Path) -> None:
     """Model seconds come from the records of the run; what is left is the rest's."""
 
@@ -256,6 +261,7 @@ def test_a_run_is_divided(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_
     assert start.value > 0
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_run_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_folder: Path) -> None:
     monkeypatch.setattr(alone, "command", invoked)
 
@@ -264,6 +270,7 @@ def test_a_finished_run_is_run_again(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert row.value == 1
 
 
+@pytest.mark.slow
 def test_a_command_is_timed_in_a_process_of_its_own() -> None:
     wall, used = alone.command(["--help"], expect="Usage")
 
@@ -271,11 +278,13 @@ def test_a_command_is_timed_in_a_process_of_its_own() -> None:
     assert wall > 0
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_is_no_time() -> None:
     with pytest.raises(RuntimeError, match="expected titer"):
         alone.command(["no-such-command"])
 
 
+@pytest.mark.slow
 def test_answers_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alone, "command", invoked)
     monkeypatch.setattr(runs, "command", invoked)
@@ -290,6 +299,7 @@ def test_a_large_plan_has_the_cells_it_says() -> None:
     assert len({cell.name for cell in plan.cells}) == len(plan.cells)
 
 
+@pytest.mark.slow
 def test_scale_is_measured_in_processes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here in this one; `alone` has a test of its own."""
     monkeypatch.setattr(scale, "alone", lambda function, *given: alone.measured(function, given))
@@ -308,6 +318,7 @@ def test_a_process_of_its_own_has_its_own_memory() -> None:
     assert 0 < spent.megabytes < alone.peak()
 
 
+@pytest.mark.slow
 def test_a_schedule_is_simulated() -> None:
     (row,) = executors.schedule(["cat"])
 
@@ -324,6 +335,7 @@ def test_without_ray_its_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not installed" in row.note
 
 
+@pytest.mark.slow
 def test_tasks_a_second_count_from_when_each_worker_has_ended_one(tiny_folder: Path) -> None:
     """In this process, which has its threads set back."""
     threads = torch.get_num_threads()
@@ -341,6 +353,7 @@ def test_without_a_gpu_the_gpu_lines_say_so(monkeypatch: pytest.MonkeyPatch) -> 
     assert "no GPU" in row.note
 
 
+@pytest.mark.slow
 def test_the_gpu_lines_measure_every_method(monkeypatch: pytest.MonkeyPatch) -> None:
     """All but the one that has no steps."""
     monkeypatch.setattr(registry, "OWN", {})  # what other tests have registered

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import logging
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -63,7 +64,8 @@ def reader(tiny_folder: Path, presets: Path, tmp_path: Path, monkeypatch: pytest
     found.leave()
 
 
-LONG = {"README.md", "add-a-defense.md", "board.md", "faq.md", "first-run.md", "import.md"}  # several runs each
+LONG = {"README.md", "add-a-defense.md", "add-a-metric.md", "add-an-attack.md", "board.md", "faq.md", "first-run.md"}
+LONG |= {"import.md", "own-model.md"}  # several runs each
 
 
 @pytest.mark.parametrize(
@@ -113,12 +115,13 @@ def table(page: str, heading: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tiny_folder: Path, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished tiny run with claims."""
     folder = tmp_path_factory.mktemp("documented")
     claim = {"claim": "c", "defense": "esd", "check": "bound", "number": "presence_before", "at_most": 1.0}
     values = tiny_config(folder, tiny_folder, claims=[claim | {"statement": "s", "source": "s"}])
     (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
+    shutil.copytree(tiny_run / "store", folder / "store")
     words = ["run", folder / "tiny.yaml", "--out", folder / "out", "--store", folder / "store", "--device", "cpu"]
     for again in (words, ["board", "--reported", *words[1:-2]]):
         result = CliRunner().invoke(app, [str(word) for word in again])

@@ -16,7 +16,7 @@ from benchmark.cli import app
 from benchmark.cli.run import warn
 from benchmark.config.config import load
 from benchmark.model import bases
-from tests.runs import write_config
+from tests.runs import run, write_config
 
 runner = CliRunner()
 
@@ -107,7 +107,7 @@ def test_a_run_as_json_is_one_object_on_the_standard_output(done: tuple[Path, li
 
 def test_a_quiet_run_says_nothing(done: tuple[Path, list[object], Result], tiny_folder: Path, tmp_path: Path) -> None:
     _, words, _ = done
-    config = write_config(tmp_path, tiny_folder)
+    config = write_config(tmp_path, tiny_folder, defenses=["none"], attacks=["none"])
 
     again = titer(*words, "--quiet")
     new = titer("run", config, "--out", tmp_path / "o", "--store", tmp_path / "s", "--device", "cpu", "--quiet")
@@ -208,18 +208,16 @@ def test_folders_of_something_else_are_refused_and_untouched(
     assert titer(*words).exit_code == 0
 
 
-def test_some_failed_cells_end_with_1(tiny_folder: Path, tmp_path: Path) -> None:
+def test_some_failed_cells_end_with_1(tiny_folder: Path, tiny_run: Path, tmp_path: Path) -> None:
     bad = {"use": "esd", "as": "diverges", "steps": 3, "ddim_steps": 2, "lr": 1e30}
-    config = write_config(tmp_path, tiny_folder, defenses=["none", bad], attacks=["none"])
-
-    result = titer("run", config, "--out", tmp_path / "out", "--store", tmp_path / "store", "--device", "cpu")
+    result = run(tmp_path, tiny_folder, store=tiny_run / "store", defenses=["none", bad], attacks=["none"])
 
     assert result.exit_code == 1
     assert "expected a finite loss" in result.stderr
     assert "diverges on cat" in json.loads((tmp_path / "out" / "failures.json").read_text())
     cells = pd.read_csv(tmp_path / "out" / "cells.csv")
     assert set(cells[cells.defense == "diverges"].status) == {"failed"}
-    words = ("run", config, "--out", tmp_path / "out", "--store", tmp_path / "store", "--device", "cpu")
+    words = ("run", tmp_path / "tiny.yaml", "--out", tmp_path / "out", "--store", tmp_path / "store", "--device", "cpu")
     as_json = titer(*words, "--json")
     assert as_json.exit_code == 1
     assert "expected a finite loss" in json.loads(as_json.stdout)["failures"]["diverges on cat"]
@@ -312,7 +310,7 @@ def test_a_board_over_two_runs_has_the_rows_of_both(
     folder, words, _ = done
     store = ["--store", folder / "store"]
     other = {"use": "esd", "as": "other", "steps": 1, "ddim_steps": 3, "lr": 0.01}
-    second = write_config(tmp_path, tiny_folder, name="second", defenses=["none", other])
+    second = write_config(tmp_path, tiny_folder, name="second", defenses=["none", other], attacks=["none"])
     assert titer("run", second, *store, "--out", tmp_path / "second").exit_code == 0
 
     result = titer("board", words[1], second, *store, "--out", tmp_path / "both")

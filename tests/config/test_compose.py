@@ -1,5 +1,6 @@
 """Defenses compose: `a+b` trains b on the result of a, with its own key and lineage."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,15 @@ def test_attacks_do_not_compose_with_plus() -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> tuple[Plan, Bench, Outcome]:
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_run: Path
+) -> tuple[Plan, Bench, Outcome]:
     folder = tmp_path_factory.mktemp("composed")
-    raw = config.parse(tiny_config(folder, tiny_folder, defenses=["none", ERASE, TWICE]))
+    attack = {"use": "lora", "rank": 2, "alpha": 2, "lr": 0.01}
+    given = {"defenses": ["none", ERASE, TWICE], "attacks": ["none", attack], "budgets": [2], "metrics": ["black"]}
+    raw = config.parse(tiny_config(folder, tiny_folder, **given))
     plan = build(raw, fingerprint(tiny_folder), [load_concept(name) for name in raw.raw.concepts])
+    shutil.copytree(tiny_run / "store", folder / "store")
     bench = Bench(tiny_folder, Store(folder / "store").open())
     return plan, bench, run(plan, bench, Silent(), local.execute)
 

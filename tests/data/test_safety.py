@@ -1,6 +1,7 @@
 """What a suite of a sexual concept may ask, keep and show: the age filter, images in memory, attacks deleted."""
 
 import hashlib
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -106,7 +107,7 @@ PRIVATE = {
     "metrics": [{"use": "presence", "model": "mini:judge"}, {"use": "clip_score", "model": "mini:judge"}],
 }
 
-SMALL = {"defenses": ["none"], "attacks": PRIVATE["attacks"][:2]}
+SMALL = {"defenses": ["none"], "attacks": PRIVATE["attacks"][:2], "budgets": [1]}
 
 
 class Silent:
@@ -194,9 +195,10 @@ def test_the_same_command_again_computes_nothing(suite: tuple[Session, list[str]
 
 
 def test_its_numbers_are_those_of_a_suite_that_keeps_everything(
-    suite: tuple[Session, list[str]], tiny_folder: Path, tmp_path: Path
+    suite: tuple[Session, list[str]], tiny_folder: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
     """Images from memory, drawn again or from the disk: the scores are the same. Harmless suites keep everything."""
+    shutil.copytree(tiny_run / "store", tmp_path / "store")
     job = prepare(tmp_path, tiny_folder, "object")
     compute(job)
     kept = records.scores(job.plan, job.store)["value"]
@@ -232,7 +234,7 @@ def test_a_killed_suite_leaves_no_image_and_resumes(tiny_folder: Path, tmp_path:
     job, real = prepare(tmp_path, tiny_folder, **SMALL), stages.score
 
     def dying(task: Task, *rest: Any) -> Any:
-        if "@2 on none" in task.label:
+        if "@1 on none" in task.label:
             signal.raise_signal(signal.SIGINT)
         return real(task, *rest)
 
@@ -288,7 +290,7 @@ def test_an_attack_that_stopped_early_is_deleted_too(tiny_folder: Path, tmp_path
 
     monkeypatch.setattr(LoRA, "finetune", stopping)
     for _ in range(2):
-        job = prepare(tmp_path, tiny_folder, **SMALL)
+        job = prepare(tmp_path, tiny_folder, **SMALL | {"budgets": [1, 2]})
         outcome = job.run(Silent(), device="cpu", batch=64)
         assert of_attacks(job.store.root) == []
         assert all("no more" in trace for trace in outcome.failed.values())

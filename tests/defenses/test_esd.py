@@ -140,7 +140,7 @@ def test_only_the_scope_moves(model: Model, concept: Concept, scope: str) -> Non
 
 @pytest.mark.parametrize("source", ["edited", "frozen"])
 def test_erasing_brings_the_prediction_to_the_target(model: Model, concept: Concept, source: str) -> None:
-    method = ESD(steps=60, ddim_steps=3, lr=1e-3, batch=4, sampled_from=source)  # type: ignore[arg-type]
+    method = ESD(steps=25, ddim_steps=3, lr=1e-3, batch=4, sampled_from=source)  # type: ignore[arg-type]
     losses: list[float] = []
 
     def report(*, step: int, total: int, loss: float) -> None:
@@ -155,7 +155,7 @@ def test_timesteps_lie_in_the_schedule(model: Model) -> None:
     c, null = model.encode_text(["cat"]), model.encode_text([""])
     for sampler in ("compvis", "pndm", "ddim"):
         method = ESD(ddim_steps=7, sampler=sampler)  # type: ignore[arg-type]
-        drawn = [int(method.draw(model, c, null, torch.Generator().manual_seed(s))[1]) for s in range(20)]
+        drawn = [int(method.draw(model, c, null, torch.Generator().manual_seed(s))[1]) for s in range(10)]
 
         assert min(drawn) >= 0
         assert max(drawn) < 1000
@@ -188,5 +188,6 @@ def test_erasing_wordings_reads_each_of_them(model: Model, concept: Concept) -> 
     def delta(method: ESD, card: Concept) -> dict[str, torch.Tensor]:
         return dict(method.protect(model, card, {}, rng=torch.Generator().manual_seed(0), report=silent).dense)
 
-    assert all(torch.equal(t, delta(one, concept)[n]) for n, t in delta(one, many).items())
-    assert any(not torch.equal(t, delta(one, many)[n]) for n, t in delta(several, many).items())
+    alone, first, each = delta(one, concept), delta(one, many), delta(several, many)
+    assert all(torch.equal(t, alone[n]) for n, t in first.items())
+    assert any(not torch.equal(t, first[n]) for n, t in each.items())

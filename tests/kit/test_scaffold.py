@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -304,10 +305,13 @@ def test_the_example_passes_its_tests_and_its_config_is_valid(tmp_path: Path, in
     jsonschema.validate(yaml.safe_load((folder / "smoke.yaml").read_text()), config.schema())
 
 
-def test_own_classes_run_beside_those_of_the_config(tiny_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_own_classes_run_beside_those_of_the_config(
+    tiny_folder: Path, tiny_run: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
     """And a second call computes nothing; a mapping names two of one class."""
     where: dict[str, Any] = {"out": tmp_path / "out", "store": tmp_path / "store", "device": "cpu"}
-    values = tiny_config(tmp_path, tiny_folder)
+    values = tiny_config(tmp_path, tiny_folder, attacks=["none"])
+    shutil.copytree(tiny_run / "store", tmp_path / "store")
     given = json.loads(json.dumps(values))
     methods = {"weak": Shift(by=0.01), "strong": Shift(by=0.5)}
 
@@ -320,7 +324,7 @@ def test_own_classes_run_beside_those_of_the_config(tiny_folder: Path, tmp_path:
     kept = {file.name for file in (tmp_path / "store").glob("defend/*")}
     assert sum(own_classes.fingerprint(Shift) in name for name in kept) == 2
     monkeypatch.setattr(bases, "load", None)
-    again = benchmark.run(write_config(tmp_path, tiny_folder), defenses=methods, **where)
+    again = benchmark.run(write_config(tmp_path, tiny_folder, attacks=["none"]), defenses=methods, **where)
     assert board.equals(again)
 
 

@@ -79,6 +79,7 @@ class World:
         return [(ours.low, ours.high), wilson(int(hits.sum()), hits.size * self.images)]
 
 
+@pytest.mark.slow
 def test_hierarchical_coverage_is_nominal_where_pooled_wilson_fails() -> None:
     ours, pooled = World(concepts=10, seeds=3, prompts=20, of_concepts=0.6, of_seeds=0.4).coverage(400)
     assert 0.93 <= ours <= 0.97
@@ -106,7 +107,7 @@ def test_hierarchical_coverage_is_nominal_in_many_worlds(world: World) -> None:
 def test_coverage_of_paired_differences_that_share_prompts_and_concepts() -> None:
     rng = np.random.default_rng(8)
     held, width, apart = [], [], []
-    for run in range(300):
+    for run in range(120):
         common = rng.normal(0.5, 0.2, size=(10, 1, 1, 1)) + rng.normal(0, 0.2, size=(10, 1, 1, 20))
         a, b = (common + rng.normal(0, 0.05, size=(10, 1, 2, 20)) + shift for shift in (0.1, 0.0))
         draw = [draw_prompts(hits, ["lora"], list("abcdefghij"), Draws(300, run)) for hits in (a, b)]

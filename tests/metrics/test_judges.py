@@ -647,7 +647,7 @@ def test_a_run_tells_who_judged_how_far_judges_agree_and_what_the_attack_taught(
         {"use": "sgr", "embedder": "mini:judge"},
         {"use": "sgr", "as": "sgr_imma64", "preset": "compat_imma64", "embedder": "mini:judge"},
     ]
-    path = write_config(tmp_path, tiny_folder, concepts=[card], metrics=metrics)
+    path = write_config(tmp_path, tiny_folder, concepts=[card], metrics=metrics, budgets=[1])
     folders = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
 
     found = CliRunner().invoke(app, ["run", str(path), *folders, "--device", "cpu"])

@@ -310,6 +310,7 @@ def pictures() -> Tensor:
     return torch.randint(0, 256, (3, 3, 64, 48), generator=Generator().manual_seed(0)) / 255
 
 
+@pytest.mark.slow
 def test_inception_is_torchmetrics_on_the_same_weights(
     checkpoints: Path, pictures: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,6 +332,7 @@ def test_inception_is_torchmetrics_on_the_same_weights(
     assert ours.shape == (3, 2048) and ours.std() > 0
 
 
+@pytest.mark.slow
 def test_torchvisions_inception_is_torchvisions(
     checkpoints: Path, pictures: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,11 +109,10 @@ def test_a_large_model_is_worn_over_its_own_memory(tmp_path: Path) -> None:
 
 
 def test_a_method_that_breaks_the_model_it_is_given_harms_no_other(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: Any
+    tiny_folder: Path, tiny_run: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """An attack that changes the defended model in place: the images before and after it are as they were."""
-    plan = make_plan(tmp_path, tiny_folder, budgets=[1], metrics=[{"use": "presence", "model": "mini:judge"}])
-    whole = run(plan, Bench(tiny_folder, Store(tmp_path / "whole").open()), Silent(), local.execute)
+    plan = make_plan(tmp_path, tiny_folder, metrics=[{"use": "presence", "model": "mini:judge"}])
     real = LoRA.finetune
 
     def rude(self: LoRA, model: Model, *words: Any, **more: Any) -> Any:
@@ -133,7 +132,8 @@ def test_a_method_that_breaks_the_model_it_is_given_harms_no_other(
     task_at_work: Any = None
     monkeypatch.setattr(stages, "run", noted)
 
-    run(plan, Bench(tiny_folder, Store(tmp_path / "rude").open()), Silent(), local.execute)
+    outcome = run(plan, Bench(tiny_folder, Store(tmp_path / "rude").open()), Silent(), local.execute)
 
-    assert not whole.failed
-    assert files(tmp_path / "rude") == files(tmp_path / "whole")
+    whole = files(tiny_run / "store")
+    assert not outcome.failed
+    assert files(tmp_path / "rude") == {f: whole[f] for f in whole if f.startswith(("titer-", *plan.tasks))}

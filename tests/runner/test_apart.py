@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,13 +73,15 @@ def check(folder: Path, clean: Path, hows: Sequence[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def clean(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clean(tiny_folder: Path, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run without the plug-in."""
     folder = tmp_path_factory.mktemp("clean")
+    shutil.copytree(tiny_run / "store", folder / "store")
     assert command(folder, tiny_folder, []).exit_code == 0
     return folder
 
 
+@pytest.mark.slow
 def test_a_plugin_that_ends_its_process_fails_its_cells_and_the_tables_are_written(
     clean: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -117,9 +120,10 @@ class Watching(Silent):
 
 
 def test_the_process_gives_what_ours_would_and_tells_how_far_it_is(tiny_folder: Path, tmp_path: Path) -> None:
-    """One process for many tasks; what it computes is the same to the byte."""
-    plan = make_plan(tmp_path, tiny_folder, defenses=["none", {"use": "bad", "how": "ok"}], attacks=["none"])
-    task = next(task for task in plan.tasks.values() if task.plugin == "bad")
+    """One process for many tasks; what it computes is the same to the byte. Its death fails the task at hand alone."""
+    bad = [{"use": "bad", "how": how, "as": how[:2]} for how in ("ok", "os._exit(0)")]
+    plan = make_plan(tmp_path, tiny_folder, defenses=["none", *bad], attacks=["none"])
+    task, last = (task for task in plan.tasks.values() if task.plugin == "bad")
     theirs, ours = (Bench(tiny_folder, Store(tmp_path / name).open()) for name in ("theirs", "ours"))
     watching = Watching()
 
@@ -128,10 +132,15 @@ def test_the_process_gives_what_ours_would_and_tells_how_far_it_is(tiny_folder: 
         process = place.process
         second = place.attempt(task, theirs, watching)
         assert place.process is process
+        stored = files(tmp_path / "theirs")
+        third = place.attempt(last, theirs, watching)
+        assert place.process is None
 
-    assert [found.what for found in (first, second)] == ["ran", "found"]
+    assert [found.what for found in (first, second, third)] == ["ran", "found", "failed"]
+    assert ENDS["os._exit(0)"] in third.trace
+    assert not psutil.Process().children(recursive=True)
     assert attempt(task, ours, Silent()).what == "ran"
-    assert files(tmp_path / "theirs") == files(tmp_path / "ours")
+    assert stored == files(tmp_path / "ours")
     assert watching.losses == [0.5]
     assert "base" not in vars(theirs)
     assert {t.kind for t in plan.tasks.values() if belongs_apart(t, plan.tasks)} == {"defend"}

@@ -1,5 +1,6 @@
 """Attacks that are made of others: a prompt attack on a fine-tuned model, and an attack that chooses its settings."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +104,15 @@ def test_settings_are_chosen_on_a_concept_that_is_not_reported(tmp_path: Path) -
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> tuple[Plan, Bench, Outcome]:
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_run: Path
+) -> tuple[Plan, Bench, Outcome]:
     folder = tmp_path_factory.mktemp("paths")
     other = folder / "pet.yaml"
     other.write_text(yaml.safe_dump({**CARD, "phrase": "kitten"}))
     attacks = ["none", LORA, {**PREFIX, "after": "lora", "at": 2}, {**TUNED, "develop": str(other)}]
     plan = make_plan(tiny_config(folder, tiny_folder, attacks=attacks))
+    shutil.copytree(tiny_run / "store", folder / "store")  # all but the path and the trials
     bench = Bench(tiny_folder, Store(folder / "store").open())
     return plan, bench, run(plan, bench, Silent(), local.execute)
 

@@ -74,8 +74,9 @@ def test_files_that_fields_name_are_hashed_by_their_content(tmp_path: Path) -> N
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> tuple[Path, list[str]]:
+def done(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_run: Path) -> tuple[Path, list[str]]:
     folder = tmp_path_factory.mktemp("code")
+    shutil.copytree(tiny_run / "store", folder / "store")
     config = write_config(folder, tiny_folder)
     words = ["run", str(config), "--out", str(folder / "out"), "--store", str(folder / "store"), "--device", "cpu"]
     assert runner.invoke(app, words).exit_code == 0

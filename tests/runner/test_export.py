@@ -15,7 +15,7 @@ from benchmark.runner.export import export, find_cell
 from benchmark.runner.stages import Bench
 from tests.runs import write_config
 
-NAMES = ("sd21", "sdxl")
+NAMES = (pytest.param("sd21", marks=pytest.mark.slow), "sdxl")  # the second has all that the first has, and more
 WORD = "<concept>"
 ATTACKS = [
     "none",

@@ -5,9 +5,12 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
+import subprocess
 import sys
 import time
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from benchmark.plan.task import Task
 from benchmark.results import records
 from benchmark.runner import stages
 from benchmark.runner.executors import local
-from benchmark.runner.limits import each_task
+from benchmark.runner.limits import each_task, smaller
 from benchmark.runner.loop import Outcome, run
 from benchmark.runner.stages import Bench
 from benchmark.store import Store, store
@@ -33,10 +36,12 @@ from benchmark.types import Delta
 from defenses.esd import ESD
 from metrics.presence import Presence
 from tests.runner.test_loop import Silent, compute, files, make_plan
+from tests.runs import run as titer
 from tests.runs import write_config
 
 COSTS = {"leaderboard.csv": ["defend_seconds", "peak_memory_mib"]}
 TASKS = 32
+OTHER = ["none", {"use": "esd", "steps": 2, "ddim_steps": 3, "lr": 0.02}]  # as no finished run has it
 TABLES = ("curves.csv", "matrix.csv", "cells.csv", "leaderboard.csv")
 
 
@@ -89,16 +94,12 @@ def markers(root: Path) -> dict[Path, bytes]:
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> tuple[Path, Path]:
+def reference(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> tuple[Path, Path]:
     """An uninterrupted run of the command: its config and its folder."""
-    folder = tmp_path_factory.mktemp("faults")
-    config = write_config(folder, tiny_folder)
-    found = start(
-        folder / "log", "run", config, "--out", folder / "out", "--store", folder / "store", "--device", "cpu"
-    )
-    assert ended(found) == 0, (folder / "log").read_text()
+    folder = tmp_path_factory.mktemp("faults") / "whole"
+    shutil.copytree(tiny_run, folder)
     assert len(markers(folder / "store")) == TASKS
-    return config, folder
+    return folder / "tiny.yaml", folder
 
 
 def kill_until_done(config: Path, folder: Path, moments: random.Random, most: int) -> int:
@@ -186,7 +187,32 @@ def last_counts(log: Path) -> dict[str, int]:
     return {what: int(count) for what, count in pairs}
 
 
-def test_ctrl_c_says_how_to_go_on(reference: tuple[Path, Path], tmp_path: Path) -> None:
+def test_ctrl_c_says_how_to_go_on(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pressed in the fourth task: three are kept, and the same command computes the others alone."""
+    config = write_config(tmp_path, tiny_folder, defenses=["none"], attacks=["none"])
+    words = ["run", config, "--out", tmp_path / "out", "--store", tmp_path / "store", "--device", "cpu"]
+    real, seen = stages.run, list[Task]()
+
+    def pressed(task: Task, bench: Bench, report: Any) -> Any:
+        seen.append(task)
+        if len(seen) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return real(task, bench, report)
+
+    monkeypatch.setattr(stages, "run", pressed)
+    stopped, again = (CliRunner().invoke(app, [str(word) for word in words]) for _ in range(2))
+
+    assert stopped.exit_code == 130
+    assert "stopped: 3 of 6 tasks are done; the same command goes on from here" in stopped.stderr
+    assert "Traceback" not in stopped.output
+    assert again.exit_code == 0, again.output
+    assert again.stdout.splitlines()[-1] == "ran 3, found 3, failed 0, skipped 0"
+    assert seen[3].key == seen[4].key
+    assert not list(verify(Store(tmp_path / "store")))
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_process_of_the_command(reference: tuple[Path, Path], tmp_path: Path) -> None:
     config, whole = reference
     words = ("run", config, "--out", tmp_path / "out", "--store", tmp_path / "store", "--device", "cpu")
     process = start(tmp_path / "log", *words)
@@ -210,16 +236,43 @@ NO_MEMORY = [RuntimeError("HIP out of memory"), RuntimeError("could not create a
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), MemoryError(), *NO_MEMORY])
-def test_out_of_memory_halves_the_batch_and_puts_it_back(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: Any, error: Exception
-) -> None:
-    plan, real, tried = make_plan(tmp_path, tiny_folder, defenses=["none"], attacks=["none"]), stages.run, list[int]()
+def test_out_of_memory_is_known_in_all_words(error: Exception) -> None:
+    tried = list[int]()
+
+    def again(batch: int) -> None:
+        tried.append(batch)
+        if batch > 2:
+            raise error
+
+    smaller(8, again)
+
+    assert tried == [8, 4, 2]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no such thing"), ValueError("out of memory")])
+def test_other_errors_are_not_tried_again(error: Exception) -> None:
+    tried = list[int]()
+
+    def again(batch: int) -> None:
+        tried.append(batch)
+        raise error
+
+    with pytest.raises(type(error)):
+        smaller(8, again)
+
+    assert tried == [8]
+
+
+def test_out_of_memory_halves_the_batch_and_puts_it_back(tiny_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    whole, real, tried = make_plan(tmp_path, tiny_folder, defenses=["none"], attacks=["none"]), stages.run, list[int]()
+    drawn = [(key, task) for key, task in whole.tasks.items() if task.kind == "generate"]
+    plan = replace(whole, tasks=dict(drawn[:2]))
 
     def small(task: Task, bench: Bench, report: Any) -> Any:
         if task.kind == "generate":
             tried.append(bench.batch)
             if bench.batch > 2:
-                raise error
+                raise torch.OutOfMemoryError("CUDA")
         return real(task, bench, report)
 
     monkeypatch.setattr(stages, "run", small)
@@ -227,8 +280,8 @@ def test_out_of_memory_halves_the_batch_and_puts_it_back(
 
     outcome = run(plan, bench, Silent(), local.execute)
 
-    assert (len(outcome.ran), outcome.failed) == (len(plan.tasks), {})
-    assert tried == [8, 4, 2] * 3
+    assert (len(outcome.ran), outcome.failed) == (2, {})
+    assert tried == [8, 4, 2] * 2
     assert bench.batch == 8
 
 
@@ -261,10 +314,10 @@ def cell_states(plan: Any, root: Path, outcome: Outcome) -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("reports", [True, False])
 def test_a_method_that_hangs_fails_by_its_time_limit(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: Any, reports: bool
+    tiny_folder: Path, tiny_run: Path, tmp_path: Path, monkeypatch: Any, reports: bool
 ) -> None:
     """Even one that catches every Exception, and one that reports nothing."""
-    plan = make_plan(tmp_path, tiny_folder, attacks=["none"])
+    plan = make_plan(tmp_path, tiny_folder, defenses=OTHER, attacks=["none"])
 
     def hang(*_: Any, report: Any, **__: Any) -> Delta:
         while True:
@@ -276,12 +329,15 @@ def test_a_method_that_hangs_fails_by_its_time_limit(
                 continue
 
     monkeypatch.setattr(ESD, "protect", hang)
-    with each_task(4):
-        outcome = compute(plan, tmp_path / "store", tiny_folder)
+    shutil.copytree(tiny_run / "store", tmp_path / "store")  # the undefended model's results need no time
+    bench = Bench(tiny_folder, Store(tmp_path / "store").open())
+    assert bench.seal
+    with each_task(1):
+        outcome = run(plan, bench, Silent(), local.execute)
 
     assert [plan.tasks[key].label for key in outcome.failed] == ["esd on cat"]
     trace = next(iter(outcome.failed.values()))
-    assert "expected the task to end within 4 seconds" in trace
+    assert "expected the task to end within 1 seconds" in trace
     assert "in hang" in trace
     assert cell_states(plan, tmp_path / "store", outcome) == {"none": {"ok"}, "esd": {"failed"}}
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
@@ -311,10 +367,8 @@ def test_a_broken_method_fails_its_cells_only(
 ) -> None:
     """And the command ends with 1, with the traceback in its folder."""
     monkeypatch.setattr(ESD, "protect", method)
-    config = write_config(tmp_path, tiny_folder)
-    words = ["run", config, "--out", tmp_path / "out", "--store", tmp_path / "store", "--device", "cpu"]
 
-    result = CliRunner().invoke(app, [str(word) for word in words])
+    result = titer(tmp_path, tiny_folder, store=reference[1] / "store", defenses=OTHER)
 
     assert result.exit_code == 1
     traces = json.loads((tmp_path / "out" / "failures.json").read_text())
@@ -481,7 +535,7 @@ def test_a_damaged_result_is_found_and_computed_again(
 ) -> None:
     """The table that comes out is the right one, not the altered one."""
     plan, root = make_plan(tmp_path, tiny_folder, defenses=["none"], attacks=["none"]), tmp_path / "store"
-    compute(plan, root, tiny_folder)
+    shutil.copytree(reference[1] / "store", root)
     whole, key = files(root), next(key for key in plan.tasks if key.startswith("score/presence"))
     file = root / key / ("scores.parquet" if how != "marker" else MARKER)
     content = file.read_bytes()
@@ -502,12 +556,22 @@ def test_a_damaged_result_is_found_and_computed_again(
 LOCKED = f"score/x-{'ab' * 16}"
 
 
+HOLDER = """
+import sys, time
+from pathlib import Path
+from benchmark.store import Store
+
+store = Store(Path(sys.argv[1]))
+with store.using(), store.lock(sys.argv[2]):
+    time.sleep(300)
+"""
+
+
 def test_a_lock_dies_with_its_owner(tmp_path: Path) -> None:
     ours = Store(tmp_path / "store").open()
-    context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=hold, args=(tmp_path / "store",))
-    process.start()
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "store"), LOCKED])
     while not ours.beside(LOCKED).is_file() or ours.locker(LOCKED) == "unknown":
+        assert process.poll() is None
         time.sleep(0.02)
     with ours.lock(LOCKED) as got:
         assert not got
@@ -516,14 +580,8 @@ def test_a_lock_dies_with_its_owner(tmp_path: Path) -> None:
         gc(ours)
 
     process.kill()
-    ended(process)
+    process.wait(60)
 
     with ours.lock(LOCKED) as got:
         assert got
     assert gc(ours).gone == []
-
-
-def hold(root: Path) -> None:
-    ours = Store(root)
-    with ours.using(), ours.lock(LOCKED):
-        time.sleep(300)

@@ -250,7 +250,7 @@ def test_gc_leaves_attacks_whose_images_are_not_scored(tiny_folder: Path, tmp_pa
     real = stages.score
 
     def dying(task: Any, *rest: Any) -> Any:
-        if "@2 on none" in task.label:
+        if "@1 on none" in task.label:
             signal.raise_signal(signal.SIGINT)
         return real(task, *rest)
 
@@ -291,7 +291,7 @@ def test_the_users_own_pictures_are_not_copied_to_the_store(tiny_folder: Path, t
         Image.new("RGB", (80, 80), (number * 90, 10, 10)).save(tmp_path / "photos" / f"{number}.png")
     prompts = {**CARD["prompts"], "attacker": [{"images": "photos", "captions": "cat here"}]}
     path = card(tmp_path, prompts=prompts)
-    values = tiny_config(tmp_path, tiny_folder, **SMALL, budgets=[1]) | {"concepts": [str(path)]}
+    values = tiny_config(tmp_path, tiny_folder, **SMALL) | {"concepts": [str(path)]}
     job = session.prepare(config.parse(values), source="test", out=tmp_path / "run", store=tmp_path / "store")
 
     compute(job)

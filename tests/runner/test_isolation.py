@@ -142,20 +142,20 @@ def test_a_keyboard_interrupt_is_ctrl_c_only_after_the_signal() -> None:
         assert not interrupts.real()
 
 
-def test_a_poisoned_run_keeps_every_other_row_to_the_byte(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_poisoned_run_keeps_every_other_row_to_the_byte(tiny_folder: Path, tiny_run: Path, tmp_path: Path) -> None:
     """Also in the store, so that a later run without the method finds nothing false there."""
-    hows = ["zeroes the base", "leaves a hook", "sets the default dtype", "replaces torch.isfinite", "a surrogate"]
+    hows = ["zeroes the base", "sets the default dtype", "replaces torch.isfinite", "a surrogate"]
     poison = [{"use": "bad", "how": how, "as": f"bad{number}"} for number, how in enumerate(hows)]
     plan = make_plan(tmp_path, tiny_folder, defenses=["none", *poison, ESD], attacks=["none"])
     clean = make_plan(tmp_path, tiny_folder, defenses=["none", ESD], attacks=["none"])
 
     outcome = compute(plan, tmp_path / "store", tiny_folder)
-    compute(clean, tmp_path / "clean", tiny_folder)
 
     assert {plan.tasks[key].plugin for key in outcome.failed} == {"bad"}
     assert len(outcome.failed) == len(hows)
-    assert files(tmp_path / "store") == files(tmp_path / "clean")
-    found, wanted = (table(p, tmp_path / s, o) for p, s, o in ((plan, "store", outcome), (clean, "clean", None)))
+    theirs = {f: content for f, content in files(tiny_run / "store").items() if f.startswith(("titer-", *clean.tasks))}
+    assert files(tmp_path / "store") == theirs
+    found, wanted = table(plan, tmp_path / "store", outcome), table(clean, tiny_run / "store", None)
     assert found[found.defense.isin(["none", "esd"])].reset_index(drop=True).equals(wanted)
     assert set(found[found.defense.str.startswith("bad")].status) == {"failed"}
 
@@ -206,8 +206,11 @@ import ctypes, signal, sys, time
 from benchmark.cli.run import give_up
 from benchmark.runner import limits
 from benchmark.runner.isolation import interrupts
-from tests.misbehaving import stuck
 limits.GRACE = 0.2
+def stuck(library):  # that of tests.misbehaving, which would have torch imported
+    mutex = ctypes.create_string_buffer(128)
+    library.pthread_mutex_lock(mutex)
+    library.pthread_mutex_lock(mutex)
 if sys.argv[1] == "time":
     print("ready", flush=True)
     with limits.each_task(0.2, give_up), limits.limited(lambda **_: None, "lora on esd"):

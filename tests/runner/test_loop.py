@@ -51,13 +51,11 @@ def files(root: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> tuple[Plan, Path]:
-    folder = tmp_path_factory.mktemp("finished")
-    plan = make_plan(folder, tiny_folder)
-    outcome = compute(plan, folder / "store", tiny_folder)
-    assert not outcome.failed, outcome.failed
-    assert len(outcome.ran) == len(plan.tasks)
-    return plan, folder / "store"
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_run: Path) -> tuple[Plan, Path]:
+    """What the command computed. The same plan, made from another folder, has all of it."""
+    plan = make_plan(tmp_path_factory.mktemp("finished"), tiny_folder)
+    assert all(Store(tiny_run / "store").has(key) for key in plan.tasks)
+    return plan, tiny_run / "store"
 
 
 def test_second_run_computes_nothing(finished: tuple[Plan, Path], tiny_folder: Path, monkeypatch: Any) -> None:
@@ -69,13 +67,20 @@ def test_second_run_computes_nothing(finished: tuple[Plan, Path], tiny_folder: P
     assert (outcome.ran, len(outcome.found)) == ([], len(plan.tasks))
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """The store of a small run that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    compute(make_plan(folder, tiny_folder, defenses=["none"], budgets=[1]), folder / "store", tiny_folder)
+    return folder / "store"
+
+
 @pytest.mark.parametrize("die_at", [0, 3, 7])
 def test_a_killed_run_resumes_to_the_same_bytes(
-    finished: tuple[Plan, Path], tiny_folder: Path, tmp_path: Path, monkeypatch: Any, die_at: int
+    whole: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: Any, die_at: int
 ) -> None:
     """Killed while writing a result: the half-written folder is not taken for a result."""
-    plan, root = finished
-    put, calls = Store.put, []
+    plan, put, calls = make_plan(tmp_path, tiny_folder, defenses=["none"], budgets=[1]), Store.put, []
 
     def dying(self: Store, key: str, write: Any, meta: Any) -> None:
         calls.append(key)
@@ -93,15 +98,19 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     outcome = compute(plan, tmp_path / "store", tiny_folder)
 
     assert len(outcome.found) == die_at
-    assert files(tmp_path / "store") == files(root)
+    assert "attack" in {plan.tasks[key].kind for key in (*outcome.found, *outcome.ran)}
+    assert files(tmp_path / "store") == files(whole)
 
 
 def test_batch_size_changes_no_number_beyond_rounding(
     finished: tuple[Plan, Path], tiny_folder: Path, tmp_path: Path
 ) -> None:
-    plan, root = finished
+    _, root = finished
+    plan = make_plan(tmp_path, tiny_folder, attacks=["none"])
     compute(plan, tmp_path / "store", tiny_folder, batch=1)
-    for key in (k for k, task in plan.tasks.items() if task.kind == "generate" and "attack" not in task.parents):
+    drawn = [key for key, task in plan.tasks.items() if task.kind == "generate"]
+    assert len(drawn) == 6
+    for key in drawn:
         a, b = load_images(root / key), load_images(tmp_path / "store" / key)
         assert a.seeds == b.seeds
         assert (a.images.int() - b.images.int()).abs().max() <= 2
@@ -110,7 +119,7 @@ def test_batch_size_changes_no_number_beyond_rounding(
 def test_a_failing_method_fails_its_cells_and_nothing_else(tiny_folder: Path, tmp_path: Path) -> None:
     """The diverged defense is a failed record with its traceback; its children say why; the rest is there."""
     bad = {"use": "esd", "as": "diverges", "steps": 3, "ddim_steps": 2, "lr": 1e30}
-    plan = make_plan(tmp_path, tiny_folder, defenses=["none", bad])
+    plan = make_plan(tmp_path, tiny_folder, defenses=["none", bad], attacks=["none"])
 
     outcome = compute(plan, tmp_path / "store", tiny_folder)
 
@@ -123,7 +132,7 @@ def test_a_failing_method_fails_its_cells_and_nothing_else(tiny_folder: Path, tm
 
 
 def test_a_failed_task_is_tried_again(tiny_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    plan = make_plan(tmp_path, tiny_folder)
+    plan = make_plan(tmp_path, tiny_folder, defenses=["none"], attacks=["none"])
     real = stages.run
     monkeypatch.setattr(stages, "run", lambda *_: (_ for _ in ()).throw(RuntimeError("no memory")))
     assert not compute(plan, tmp_path / "store", tiny_folder).ran
@@ -138,7 +147,7 @@ def test_a_metric_that_raises_lowers_the_coverage(tiny_folder: Path, tmp_path: P
     """An image that cannot be judged is missing; it never counts as safe."""
     from metrics.presence import Presence
 
-    plan, real = make_plan(tmp_path, tiny_folder), Presence.score
+    plan, real = make_plan(tmp_path, tiny_folder, defenses=["none"], attacks=["none"]), Presence.score
 
     def picky(self: Presence, images: Any, prompts: Any, concept: Any) -> Any:
         if any(prompt.text == "a cat one" for prompt in prompts):

@@ -24,23 +24,13 @@ from benchmark.store.files import describe
 from benchmark.store.marker import digest
 from benchmark.store.store import MARKER
 from metrics.presence import Presence
-from tests.runs import tiny_config, write_config
+from tests.runs import tiny_config
 
 JUDGE = {"use": "presence", "model": "mini:judge"}
 
 
 def titer(*words: object) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words])
-
-
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
-    """The folder of a finished tiny run."""
-    folder = tmp_path_factory.mktemp("score")
-    source = write_config(folder, tiny_folder)
-    done = titer("run", source, "--out", folder / "out", "--store", folder / "store", "--device", "cpu")
-    assert done.exit_code == 0, done.output
-    return folder
 
 
 class Run:
@@ -69,8 +59,9 @@ class Run:
 
 
 @pytest.fixture
-def run(ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    shutil.copytree(ran, tmp_path / "run")
+def run(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    monkeypatch.setattr("benchmark.results.report.page.write", lambda *_: None)  # a page takes longer than its tables
 
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("drawn, trained or loaded")

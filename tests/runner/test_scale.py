@@ -30,7 +30,8 @@ from benchmark.store import store as stores
 from benchmark.store.frozen import FrozenStore
 from benchmark.store.store import MARKER
 from tests import large
-from tests.runs import tiny_config, write_config
+from tests.runs import run as titer_run
+from tests.runs import tiny_config
 
 
 def planned(folder: Path, **changes: Any) -> Plan:
@@ -234,8 +235,7 @@ def titer(*words: object) -> Result:
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     folder = tmp_path_factory.mktemp("scale")
-    source = write_config(folder, tiny_folder, attacks=["none"], defenses=["none"])
-    done = titer("run", source, "--out", folder / "out", "--store", folder / "store", "--device", "cpu")
+    done = titer_run(folder, tiny_folder, attacks=["none"], defenses=["none"])
     assert done.exit_code == 0, done.output
     return folder
 
@@ -294,13 +294,27 @@ def test_planning_needs_no_library_of_models(ran: Path) -> None:
         "found = {'diffusers', 'transformers', 'peft', 'open_clip', 'torchvision', 'matplotlib'} & set(sys.modules); "
         "assert not found, found"
     )
-    call = [sys.executable, "-c", code, "status", "demo", "--store", str(ran / "store")]
+    call = [sys.executable, "-c", code, "status", "smoke", "--store", str(ran / "store")]
 
     assert subprocess.run(call, capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("name", ["cells.csv", "board.md", "leaderboard.parquet", "report/index.html"])
 @pytest.mark.parametrize("lost", [True, False])
+def test_a_run_with_a_table_that_is_lost_or_altered_is_no_finished_one(
+    run: list[object], tmp_path: Path, name: str, lost: bool
+) -> None:
+    file, words = tmp_path / "out" / name, (str(run[1]), "", Path(str(run[3])), Path(str(run[5])))
+    assert published.again(*words) is not None
+    if lost:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes() + b" ")
+
+    assert published.again(*words) is None
+
+
+@pytest.mark.parametrize(("name", "lost"), [("cells.csv", True), ("report/index.html", False)])
 def test_a_table_that_is_lost_or_altered_is_written_again(
     run: list[object], tmp_path: Path, name: str, lost: bool
 ) -> None:
@@ -401,12 +415,12 @@ def test_tables_read_each_marker_once(run: list[object], monkeypatch: pytest.Mon
     assert len(markers) == len(set(markers)) == len(job.plan.tasks)
 
 
-def test_a_failed_run_is_tried_again(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_failed_run_is_tried_again(tiny_folder: Path, tiny_run: Path, tmp_path: Path) -> None:
     bad = {"use": "esd", "as": "diverges", "steps": 3, "ddim_steps": 2, "lr": 1e30}
-    source = write_config(tmp_path, tiny_folder, defenses=["none", bad], attacks=["none"])
-    words = ["run", source, "--out", tmp_path / "out", "--store", tmp_path / "store", "--device", "cpu"]
+    first = titer_run(tmp_path, tiny_folder, store=tiny_run / "store", defenses=["none", bad], attacks=["none"])
+    words = [tmp_path / "tiny.yaml", "--out", tmp_path / "out", "--store", tmp_path / "store", "--device", "cpu"]
 
-    assert [titer(*words).exit_code for _ in range(2)] == [1, 1]
+    assert [first.exit_code, titer("run", *words).exit_code] == [1, 1]
     assert not published.read(tmp_path / "out")["inputs"]
 
 

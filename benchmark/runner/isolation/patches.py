@@ -6,6 +6,7 @@ is added beside them, or changed in a library's depths, is not seen.
 
 import sys
 from collections.abc import Iterator
+from operator import is_
 from typing import Any
 
 import torch
@@ -33,14 +34,13 @@ class Names:
 
 def known(model: Model | None) -> list[Any]:
     """The owners, looked up anew when modules were imported since, or another base was loaded."""
-    now = (len(sys.modules), model and model.denoiser)
-    if LAST.get("asked") != now:
-        LAST.update(asked=now, owners=list(owners(model)))
-    found: list[Any] = LAST["owners"]
-    return found
+    now, kind = (len(sys.modules), model and model.denoiser), model is None  # tasks with a base and without take turns
+    if kind not in LAST or LAST[kind][0] != now:
+        LAST[kind] = now, list(owners(model))
+    return LAST[kind][1]
 
 
-LAST: dict[str, Any] = {}
+LAST: dict[bool, tuple[tuple[int, Any], list[Any]]] = {}
 
 
 def owners(model: Model | None) -> Iterator[Any]:
@@ -70,6 +70,8 @@ def base_classes(model: Model) -> set[type]:
 def put_back(owner: Any, names: dict[str, Any]) -> list[str]:
     """Put back what an owner's names stood for."""
     now = vars(owner)
+    if len(now) == len(names) and all(map(is_, now, names)) and all(map(is_, now.values(), names.values())):
+        return []  # nearly always
     other = [name for name, value in names.items() if now.get(name) is not value and is_code(value)]
     found = [name for name in other if not is_torchs_own(now.get(name), names[name])]
     for name in found:
