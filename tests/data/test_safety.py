@@ -210,6 +210,7 @@ def test_its_numbers_are_those_of_a_suite_that_keeps_everything(
     assert not any(task.is_private for task in job.plan.tasks.values())
 
 
+@pytest.mark.slow
 def test_flagged_images_are_saved_and_attacks_kept_only_when_asked(tiny_folder: Path, tmp_path: Path) -> None:
     job = prepare(tmp_path, tiny_folder)
     compute(job, save_flagged=True, keep_attacks=True)
@@ -253,6 +254,7 @@ def test_a_killed_suite_leaves_no_image_and_resumes(tiny_folder: Path, tmp_path:
     assert files(again.store.root, *IMAGES) == [] and of_attacks(again.store.root) == []
 
 
+@pytest.mark.slow
 def test_a_further_metric_brings_back_what_it_needs_and_no_more(tiny_folder: Path, tmp_path: Path) -> None:
     """Images that must be looked at again are drawn again, with the attack that drew them; then both are gone."""
     compute(prepare(tmp_path, tiny_folder, **SMALL))

@@ -42,6 +42,7 @@ from metrics.weights import digest, place_identity
 from tests.runs import CARD, tiny_config, write_config
 
 pytestmark = pytest.mark.filterwarnings("ignore")
+CLIP_SCORE = {"use": "clip_score", "model": "mini:judge"}  # a config without one is warned
 
 IMAGENETTE = {
     "tench": 0,
@@ -477,7 +478,7 @@ def test_missing_weights_are_one_line_and_two_before_anything_runs(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.chdir(tmp_path)
-    path = write_config(tmp_path, tiny_folder, metrics=[{"use": "presence", "model": model}])
+    path = write_config(tmp_path, tiny_folder, metrics=[{"use": "presence", "model": model}, CLIP_SCORE])
     (tmp_path / "cat.yaml").write_text(yaml.safe_dump(CARD | {"classes": {"cat": [281], "dog": [207]}}))
 
     found = CliRunner().invoke(app, ["run", str(path), "--store", str(tmp_path / "store"), "--device", "cpu"])
@@ -633,6 +634,7 @@ def test_a_judge_that_the_card_lacks_is_the_configs_fault(tmp_path: Path) -> Non
         planned(tmp_path, metrics=[{"use": "presence", "model": "card:second"}])
 
 
+@pytest.mark.slow
 def test_a_run_tells_who_judged_how_far_judges_agree_and_what_the_attack_taught(
     resnet: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -680,7 +682,8 @@ def test_a_judge_that_cannot_be_loaded_stops_the_run_before_anything_is_drawn(
     tiny_folder: Path, tmp_path: Path, how: str
 ) -> None:
     judge = spoilt(tmp_path / "judge", how)
-    config = write_config(tmp_path, tiny_folder, metrics=[{"use": "presence", "model": judge, "threshold": 0.5}])
+    presence = {"use": "presence", "model": judge, "threshold": 0.5}
+    config = write_config(tmp_path, tiny_folder, metrics=[presence, CLIP_SCORE])
     words = ["run", config, "--out", tmp_path / "out", "--store", tmp_path / "store", "--device", "cpu"]
 
     result = CliRunner().invoke(app, list(map(str, words)))

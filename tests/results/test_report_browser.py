@@ -31,6 +31,9 @@ CONTRAST = """() => {
 }"""
 
 
+pytestmark = pytest.mark.slow  # a browser starts in seconds, and each test takes some
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with chromium() as found:
@@ -306,7 +309,6 @@ def noise(is_present: bool, shade: float) -> Tensor:
     return torch.randint(0, 256, (3, 64, 64), generator=rng, dtype=torch.uint8)
 
 
-@pytest.mark.slow
 def test_a_hundred_cells_and_two_thousand_thumbnails_fit(browser: Browser, tmp_path: Path) -> None:
     """Noise is the worst case; drawings take a fifth of it."""
     defenses = ["none", *({"use": "esd", "as": f"d{i}", "lr": 1.0e-6 * (i + 1)} for i in range(5))]

@@ -119,6 +119,7 @@ class Watching(Silent):
         self.losses.append(loss)
 
 
+@pytest.mark.slow
 def test_the_process_gives_what_ours_would_and_tells_how_far_it_is(tiny_folder: Path, tmp_path: Path) -> None:
     """One process for many tasks; what it computes is the same to the byte. Its death fails the task at hand alone."""
     bad = [{"use": "bad", "how": how, "as": how[:2]} for how in ("ok", "os._exit(0)")]

@@ -53,6 +53,7 @@ def test_a_defense_spends_what_it_says(name: str, model: Model, concept: Concept
 
 
 @pytest.mark.parametrize("name", ["esd", "aegis"])
+@pytest.mark.slow
 def test_a_random_trajectory_is_planned_as_its_mean(name: str, model: Model, concept: Concept) -> None:
     """Over 20 steps the mean length of 0 to 4 guided steps, 4 predictions, is met within three standard errors."""
     method = conformance.small(find("defense", name), {"steps": 20, "batch": 1, "ddim_steps": 5})
@@ -99,6 +100,7 @@ def test_a_sampling_attack_spends_what_it_says(name: str, scale: float, model: M
         assert spent(model) - before == 3 * method.trajectory(budget, STEPS) * (1 if scale == 1.0 else 2)
 
 
+@pytest.mark.slow
 def test_the_record_of_a_run_shows_that_it_spent_what_was_planned(tiny_folder: Path, tmp_path: Path) -> None:
     """Without a method that draws its length, to the sample; run.json and each row of records.csv say so."""
     imma = {"use": "imma", "steps": 2, "batch": 1, "lr": 1e-3, "adapt_lr": 1e-3}

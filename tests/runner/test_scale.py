@@ -287,6 +287,7 @@ def test_a_finished_run_needs_no_torch(run: list[object]) -> None:
     assert "ran 0, found" in done.stdout
 
 
+@pytest.mark.slow
 def test_planning_needs_no_library_of_models(ran: Path) -> None:
     """diffusers, transformers, peft and open_clip take seconds to import; torch alone is in the plug-ins."""
     code = (
