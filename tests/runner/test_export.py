@@ -27,7 +27,7 @@ ATTACKS = [
 runner = CliRunner()
 
 
-@pytest.fixture(scope="module", params=[pytest.param(n, marks=pytest.mark.slow) if n == "sdxl" else n for n in NAMES])
+@pytest.fixture(scope="module", params=NAMES)
 def ran(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_folders: dict[str, Path]
 ) -> tuple[session.Session, Path]:
