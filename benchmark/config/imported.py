@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from benchmark.errors import ConfigError, shown
 from benchmark.given.files import contents
+from benchmark.types import Concept
 
 USE, NOTE, SCHEMA = "imported", "import.json", 1
 BYTES = 64 << 20  # of the note: it names every tensor that a file lacks
@@ -55,6 +56,10 @@ class Imported:
     def badge(self) -> str:
         """`weights-only`: how it was trained was not seen. With `merged` it is not even the method of its paper."""
         return "weights-only, merged" if any(change.merged for change in self.changes.values()) else self.fidelity
+
+    def requires(self, concept: Concept) -> tuple[str, ...]:
+        """Nothing: an import was made for the base itself."""
+        return ()
 
     def passes(self) -> int:
         """Nothing is trained."""

@@ -7,11 +7,13 @@ from typer.testing import CliRunner
 
 from benchmark.cli import app
 from benchmark.config import config
+from benchmark.config.entries import Entry
+from benchmark.config.imported import Imported
 from benchmark.data import load_concept
 from benchmark.errors import PlanError
 from benchmark.model.families import families, named
-from benchmark.plan.suited import check_family
-from benchmark.types import Requirement
+from benchmark.plan.suited import check_family, required
+from benchmark.types import Concept, Requirement
 from tests.runs import write_config
 
 GIVEN = {"name": "x", "model": "mini", "concepts": ["cigarette"], "metrics": ["psnr"], "budgets": [5]}
@@ -98,3 +100,9 @@ def test_the_command_refuses_before_weights_are_here(model: str, tmp_path: Any) 
 
     assert found.exit_code == 2, found.output
     assert "float16: a flow transformer overflows" in found.output.replace("\n", " ")
+
+
+def test_imported_weights_require_nothing(concept: Concept) -> None:
+    entry = Entry(use="imported", label="official", method=Imported(changes={}))
+
+    assert list(required(entry, concept)) == []
