@@ -329,8 +329,11 @@ class Model(ABC):
 
     def rows_of(self, phrase: str) -> list[int]:
         """The rows of the encoding of a phrase alone, `(L, D)`, that hold its words."""
-        self.gate([phrase])
-        return span(*(self.tokenizer(text).input_ids for text in (phrase, "")))
+        found = []
+        for one in self.stretches([phrase, ""]):
+            said, empty = (ids[: end + 1] for ids, end in zip(one.ids.tolist(), one.ends.tolist(), strict=True))
+            found += [one.start + row for row in span(said, empty)]
+        return found
 
     def joint(self, keys: int) -> tuple[slice, int]:
         """Of an attention over so many tokens of text and image: where the image is, and where the text begins.

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import T5EncoderModel
 
-from benchmark.diffusion import Stretch, span, stretch, tokenize
+from benchmark.diffusion import Stretch, stretch, tokenize
 from benchmark.model.flow import shift_of
 from benchmark.model.packed import Packed, pack, places, unpack
 
@@ -58,11 +58,6 @@ class Flux(Packed):
     def text_shape(self) -> tuple[int, int]:
         """`(S + r, J)`."""
         return int(self.tokenizer_2.model_max_length) + self.pooled_rows, int(self.config.joint_attention_dim)
-
-    def rows_of(self, phrase: str) -> list[int]:
-        """T5's rows."""
-        self.gate([phrase])
-        return span(*(self.tokenizer_2(text).input_ids for text in (phrase, "")))
 
     def stretches(self, texts: Sequence[str]) -> tuple[Stretch, ...]:
         """T5's rows."""

@@ -20,7 +20,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
 from torch import Tensor
 
-from benchmark.diffusion import Stretch, span, stretch, tokenize
+from benchmark.diffusion import Stretch, stretch, tokenize
 from benchmark.model.packed import Normed, pack, places, unpack
 
 PIPELINES = ("Flux2KleinPipeline",)
@@ -59,11 +59,6 @@ class Flux2(Normed):
         """Texts in Qwen's template."""
         how = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
         return list(self.tokenizer.apply_chat_template([[{"role": "user", "content": text}] for text in texts], **how))
-
-    def rows_of(self, phrase: str) -> list[int]:
-        """The phrase's rows inside the template."""
-        self.gate([phrase])
-        return span(*(self.tokenizer(text).input_ids for text in self.chat([phrase, ""])))
 
     @property
     def pooled_rows(self) -> int:

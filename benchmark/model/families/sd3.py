@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel
 
-from benchmark.diffusion import Stretch, span, stretch, tokenize
+from benchmark.diffusion import Stretch, stretch, tokenize
 from benchmark.model.clip import TwoClips, same_words, tell_end
 from benchmark.model.flow import FlowModel
 
@@ -79,12 +79,6 @@ class SD3(TwoClips, FlowModel):
         """`(L + S + r, J)`."""
         rows = int(self.tokenizer.model_max_length) + self.t5_rows + self.pooled_rows
         return rows, int(self.config.joint_attention_dim)
-
-    def rows_of(self, phrase: str) -> list[int]:
-        """The rows of both CLIPs, and of T5 if it is there."""
-        tokenizer, behind = self.tokenizer_3, int(self.tokenizer.model_max_length)
-        heard = span(*(tokenizer(text).input_ids for text in (phrase, ""))) if tokenizer else []
-        return [*super().rows_of(phrase), *(behind + row for row in heard)]
 
     def stretches(self, texts: Sequence[str]) -> tuple[Stretch, ...]:
         """CLIP's rows, and T5's below if it is there."""
