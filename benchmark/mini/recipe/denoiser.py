@@ -39,7 +39,7 @@ def encode_images(art: Art, vae: AutoencoderKL, labels: list[Label], *, seed: in
     parts = []
     for start in range(0, len(labels), 64):
         x_pm1 = as_tensor([art.image(label, rng, wild=0.8) for label in labels[start : start + 64]]) * 2 - 1
-        parts.append(vae.encode(x_pm1).latent_dist.mean * vae.config.scaling_factor)
+        parts.append(vae.encode(x_pm1.to(vae.device)).latent_dist.mean * vae.config.scaling_factor)
     return torch.cat(parts)
 
 

@@ -1,4 +1,4 @@
-"""The bar of the embedded model: what the second opinion sees in 256 images of fresh seeds, and how long 64 take."""
+"""The bar of the embedded models: what the second opinion sees in 256 images of fresh seeds, and how long 64 take."""
 
 import time
 from itertools import product
@@ -10,8 +10,7 @@ from PIL import Image
 
 from benchmark.data import load_concept
 from benchmark.diffusion import Model
-from benchmark.mini import WEIGHTS
-from benchmark.model import load
+from benchmark.model.bases import load, locate
 from benchmark.model.generate import generate
 from benchmark.types import ELSE, Concept, Prompt, Report
 from metrics.presence import Presence
@@ -21,12 +20,14 @@ BACKGROUNDS = ("white", "blue", "yellow", "pink")
 STEPS, GUIDANCE, IMAGES = 25, 3.0, 256
 
 
-def measure(report: Report, *, judge: str = "mini:second", grid: Path | None = None) -> dict[str, float]:
-    """Shares of images whose object and style `judge` names right, and seconds for 64 images.
+def measure(
+    report: Report, *, base: str = "mini", judge: str = "mini:second", grid: Path | None = None, device: str = "cpu"
+) -> dict[str, float]:
+    """Shares of images of `base` whose object and style `judge` names right, and seconds for 64 images.
 
     The prompts are a spread of all objects x styles x backgrounds; `grid` keeps a picture of the images.
     """
-    model = load(WEIGHTS / "pipeline")
+    model = load(locate(base), device=device)
     objects, styles = load_concept("cigarette"), load_concept("contrast")
     prompts = every_prompt(objects, styles)
     chosen = [prompts[i] for i in torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0))[:IMAGES]]
