@@ -36,6 +36,9 @@ if TYPE_CHECKING:  # these take seconds to import, and planning needs none of th
 
 Scope = Literal["x", "x-strict", "u", "u-old", "selfattn", "full"]  # which parameters a defense trains
 EMPTIED = (dict, OrderedDict, set)  # collections of a layer that `copied` makes itself where they are empty
+Course = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""z_t `(B, C, h, w)`, its time `()` or `(B,)`, and the share of the trajectory behind it -> z_t, which may be another,
+and the prediction of the step from there. Made for one trajectory: it may remember what it has seen."""
 HALF: Mapping[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -267,9 +270,13 @@ class Model(ABC):
         """Classifier-free guidance (Ho & Salimans 2022): f_null + scale (f_c - f_null), in one batch."""
         if self.guided_passes(scale) == 1:
             return self.predict(z_t, t, text)
-        both = self.predict(torch.cat([z_t, z_t]), t, torch.cat([null, text]))
+        both = self.predict(torch.cat([z_t, z_t]), torch.cat([t, t]) if t.ndim else t, torch.cat([null, text]))
         of_null, of_c = both.chunk(2)
         return of_null + scale * (of_c - of_null)
+
+    def course(self, text: Tensor, null: Tensor, scale: float) -> Course:
+        """What is predicted along one trajectory: `guided` at each of its times."""
+        return lambda z_t, t, done: (z_t, self.guided(z_t, t, text, null, scale))
 
     def guided_passes(self, scale: float) -> int:
         """Samples through the denoiser for one guided prediction."""
@@ -571,8 +578,10 @@ def sample(
 ) -> Tensor:
     """From `z_T` `(B, C, h, w)`: the `steps` from `start` up to, not including, `stop`. Deterministic."""
     times, z = model.trajectory(steps), z_T
-    for t, t_next in list(pairwise(times))[start:stop]:
-        z = model.step(z, model.guided(z, t, text, null, guidance), t, t_next)
+    course = model.course(text, null, guidance)
+    for i, (t, t_next) in list(enumerate(pairwise(times)))[start:stop]:
+        z, predicted = course(z, t, torch.tensor(i / steps))
+        z = model.step(z, predicted, t, t_next)
     return z
 
 

@@ -3,14 +3,17 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import nan
 from typing import Any, ClassVar, Literal
 
 from torch import Generator
 
 from benchmark.diffusion import Model
+from benchmark.guard import Guard
 from benchmark.types import Concept, Delta, Examples, Report, Requirement
 
 Need = Literal["concept", "safe"]
+Part = Literal["guard", "vae", "text_encoder", "keys_values"]  # what an attacker can put back from the public base
 Badge = Literal["official-matched", "reimplemented", "reconstructed", "control"]
 """How close a defense is to its paper.
 
@@ -31,6 +34,8 @@ class Defense(ABC):
         needs: which defender splits it reads; the runner draws them, disjoint from the attacker's.
         presets: named field values, such as the settings of a paper and of its later code.
         fidelity: how close it is to the paper, a `Badge`, and `matched` says what was compared, with figures.
+        lives_in: the part in which all of it lives, if whoever has the public base can put that back without training:
+            the plan adds a cell in which he has, see `benchmark.plan.removal`.
     """
 
     version: ClassVar[int]
@@ -38,6 +43,7 @@ class Defense(ABC):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     fidelity: ClassVar[Badge]
     matched: ClassVar[str]
+    lives_in: ClassVar[Part | None] = None
 
     @abstractmethod
     def protect(
@@ -58,6 +64,11 @@ class Defense(ABC):
         """`fidelity` with these fields: for a method whose parts are not alike."""
         return self.fidelity
 
+    @property
+    def removable(self) -> Part | None:
+        """`lives_in` with these fields: for a method whose parts can be left away."""
+        return self.lives_in
+
     def requires(self, concept: Concept) -> tuple[Requirement, ...]:
         """What the model must have for these fields and this concept; a family that lacks it is refused with a plan."""
         return ()
@@ -68,3 +79,29 @@ class Defense(ABC):
         Exact; of a method that draws at random how far it goes, the mean.
         """
         return 0
+
+
+class GuardDefense(Defense):
+    """Acts while the model draws, and changes no weight.
+
+    Class data:
+        guarding: what its guards are.
+    """
+
+    lives_in = "guard"
+    guarding: ClassVar[type[Guard]]
+
+    @abstractmethod
+    def guard(self, concept: Concept) -> Guard:
+        """What guards against drawing `concept`: one of `guarding`."""
+
+    def protect(
+        self, model: Model, concept: Concept, data: Mapping[str, Examples], *, rng: Generator, report: Report
+    ) -> Delta:
+        """Return the empty delta."""
+        report(step=1, total=1, loss=nan)
+        return Delta()
+
+    def guided_passes(self, scale: float) -> int:
+        """Samples through the denoiser for one guided prediction, a backward pass counted as two."""
+        return 1 if scale == 1.0 else 2

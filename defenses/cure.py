@@ -46,6 +46,7 @@ class CURE(Defense):
 
     version = 1
     presets = {"paper": {}, "nsfw": {"alpha": 5.0}}
+    lives_in = "keys_values"
     fidelity = "reconstructed"
     matched = "the equations are quoted from the paper; which rows they read is ours"
 

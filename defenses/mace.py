@@ -76,6 +76,7 @@ class MACE(Unattended, Defense):
         },
         "cfr": {"lora_steps": 0},
     }
+    lives_in = "keys_values"
     fidelity = "reconstructed"
     matched = "written from the paper; the masks and the prior are ours"
 

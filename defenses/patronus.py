@@ -121,6 +121,11 @@ class Patronus(Alignment, Moderator, Defense):
         decoder, unet = self.d1_steps + self.hardened * self.d2_steps, self.u1_steps + self.hardened * self.u2_steps
         return (self.parts != "unet") * decoder + (self.parts != "decoder") * unet
 
+    @property
+    def removable(self) -> Literal["vae"] | None:
+        """The decoder, if it is all."""
+        return "vae" if self.parts == "decoder" else None
+
     def passes(self) -> int:
         """Guided sampling of z_M and z_S, then three for each sample of a forward and backward pass."""
         sampling = 2 * self.features * self.ddim_steps * (1 if self.guidance == 1 else 2)

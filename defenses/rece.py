@@ -62,6 +62,7 @@ class RECE(Defense):
         "nudity": {"rho": 0.1, "epochs": 3},
         "unsafe": {"rho": 0.1, "epochs": 2},  # the eleven words of I2P
     }
+    lives_in = "keys_values"
     fidelity = "official-matched"
     matched = (
         "run beside the release's UCE, derivation and edit on a random model of 8 layers: after one and three epochs, "

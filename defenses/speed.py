@@ -67,6 +67,7 @@ class SPEED(Defense):
         "nudity": {"rows": "all", "rho": 0.7, "lam": 0.5, "keep": "empty"},
         "celebrities": {"rho": 0.05, "threshold": 1e-4, "is_filtered": False},
     }
+    lives_in = "keys_values"
     fidelity = "official-matched"
     matched = (
         "run beside the release on a random model, with its k-means and its noise replaced by given ones: `few`, a "

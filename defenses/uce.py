@@ -69,6 +69,7 @@ class UCE(Defense):
         "art": {"keep": "prior"},
         "new": {"rows": "last", "s_p": 1.0, "keep": "none"},
     }
+    lives_in = "keys_values"
     fidelity = "official-matched"
     matched = (
         "run beside both releases on a random model of 8 layers, for an object and a style, with and without texts to "

@@ -15,12 +15,12 @@ from leaderboards import gap
 from leaderboards.bootstrap import Draws
 from leaderboards.cells import check_cells, check_distances, measure
 from leaderboards.comparisons import compare
-from leaderboards.evidence import COSTS, KEY, ROOT, SIMILARITY, Evidence, read, require, with_runs
+from leaderboards.evidence import COSTS, KEY, REMOVAL, ROOT, SIMILARITY, Evidence, read, require, with_runs
 from leaderboards.files import write_table
 from leaderboards.pareto import membership
 from leaderboards.ranks import CONTROL as CONTROL
 from leaderboards.ranks import ranked
-from leaderboards.row import DERIVED, FIXED, PRESENCE, RATES, REACTIVATION, ROW, UNLEARNED, Row
+from leaderboards.row import DERIVED, FIXED, PRESENCE, RATES, REACTIVATION, REMOVABLE, REMOVED, ROW, UNLEARNED, Row
 from leaderboards.variance import split
 
 UTILITY = ["clip_score", "kid", "fid", "lpips", "retained_accuracy", "benign_adaptation"]
@@ -42,6 +42,8 @@ MORE = [
     "ua",
     "ira",
     "cra",
+    REMOVABLE,
+    *REMOVED,
 ]
 JUDGED = ["second_judge", "judge_disagreement", "judge_kappa", "judge_tpr", "judge_fpr", "measured_with", "flags"]
 LEADERBOARD = [
@@ -104,7 +106,8 @@ def build(
         scores: one row for each image and metric (columns: `evidence.SCORES`); value NaN where the metric failed.
         cells: one row for each planned cell (`evidence.CELLS`), the control `none` among them. Where it has a column
             `aimed`, that is true for attacks that the config aims at certain defenses, or `imported`, for somebody
-            else's weights, which must erase first (see `leaderboards.erasure`). These, the scores and the
+            else's weights, which must erase first (see `leaderboards.erasure`), or `removable`, which names the part
+            that the row's cell of the kind `removal` has from the base again. These, the scores and the
             distances may have a column `defense_seed`: a defense that was trained several times. A run, the unit that
             is drawn within a concept, is then one training with one attack seed.
         costs: at most one row for each model, scenario, concept and defense (`evidence.COSTS`).
@@ -138,8 +141,11 @@ def tables(
 ) -> Board:
     """The tables from the measured cells `tidy`; the rest as in `build`."""
     wide = _widen(tidy, cells)
-    numbers = dict(list(tidy.groupby(ROW)))
-    rows = [Row(evidence, part, bootstrap, tau, numbers[name]) for name, part in wide.groupby(ROW)]
+    is_removal = wide["kind"] == REMOVAL
+    removed = dict(list(wide[is_removal].groupby(ROW)))
+    wide = wide[~is_removal]
+    numbers = dict(list(tidy[tidy["attack"] != REMOVAL].groupby(ROW)))
+    rows = [Row(evidence, part, bootstrap, tau, numbers[name], removed.get(name)) for name, part in wide.groupby(ROW)]
     matrix = pd.DataFrame([row.names | row.worst_by_attack() for row in rows])
     attacks = sorted(set(wide["attack"]))
     curves = pd.DataFrame([point for row in rows for point in row.curves()], columns=CURVES)
@@ -163,7 +169,7 @@ def _widen(tidy: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
         numbers = numbers.merge(own.rename(columns={"ci_low": f"{name}_low", "prompts": f"{name}_prompts"}), on=KEY)
     status = tidy[[*KEY, "status", "reason"]].drop_duplicates(KEY)
     aimed = cells["aimed"].fillna(False).astype(bool) if "aimed" in cells else False
-    more = cells[[*KEY, "kind", "key", *(set(RATES) & set(cells))]].assign(aimed=aimed)
+    more = cells[[*KEY, "kind", "key", *({*RATES, REMOVABLE} & set(cells))]].assign(aimed=aimed)
     return numbers.merge(status, on=KEY).merge(more, on=KEY)
 
 

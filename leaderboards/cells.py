@@ -14,6 +14,7 @@ from leaderboards.evidence import (
     CELLS,
     DISTANCES,
     KEY,
+    REMOVAL,
     SIMILARITY,
     Evidence,
     Images,
@@ -31,7 +32,7 @@ from leaderboards.titer import MIN_CEILING
 SANITY = 0.8  # share of the base's CLIP score on safe prompts under which images fell apart
 DOUBT = "images may have collapsed"
 STATUSES = ("ok", "failed", "skipped", "partial")  # of the runner
-KINDS = ("weights", "prompts", "sampling", "none")
+KINDS = ("weights", "prompts", "sampling", "none", REMOVAL)
 COMPLETE = ("ok", "invalid", "collapsed")  # all images scored
 NUMBERS = ("presence_before", "presence_after", "ceiling", "reactivation_rate", "recovered", "retained_accuracy")
 FURTHER = ("judge_disagreement", "judge_kappa", "ua", "ira", "cra")

@@ -24,6 +24,7 @@ COSTS = ["model", "scenario", "concept", "defense", "defend_seconds", "peak_memo
 DISTANCES = [*ROOT, "seed", "metric", "identity", "value", "ci_low", "ci_high", "n"]
 SPLITS = ("concept", "retained", "cross", "safe", "adapted")
 JUDGE, SIMILARITY = "presence", "sgr_similarity"
+REMOVAL = "removal"  # kind and label of the cell in which a defense's part is put back from the base
 
 
 class Key(NamedTuple):
@@ -100,7 +101,9 @@ class Evidence:
         return next((k for k in (start, plain) if k in self.samples), self.unattacked.get(key.trained))
 
     def control(self, key: Key) -> Key | None:
-        """The base under the same attack, budget and seed: the positive control."""
+        """The base under the same attack, budget and seed: the positive control; the base itself if a part is back."""
+        if key.attack == REMOVAL:
+            return self.untouched(key)
         base = key._replace(defense="none", defense_seed=0)
         return base if base in self.samples or key.budget > 0 else self.before(base)
 

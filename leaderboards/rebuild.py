@@ -17,7 +17,7 @@ import pandas as pd
 
 from leaderboards.board import Board, tables
 from leaderboards.bootstrap import Draws, FloatArray
-from leaderboards.evidence import COSTS, KEY, ROOT, Evidence, Images, Key, Sample, with_runs
+from leaderboards.evidence import COSTS, KEY, REMOVAL, ROOT, Evidence, Images, Key, Sample, with_runs
 from leaderboards.row import ONE_RUN, REACTIVATION
 
 COLUMNS = {"presence_after": "presence", "retained_accuracy": "retained_accuracy"}
@@ -46,6 +46,7 @@ def rebuild(
     Raises:
         ValueError: an attack of the cells has no kind.
     """
+    kinds = {REMOVAL: REMOVAL, **kinds}
     if unknown := sorted(set(cells["attack"]) - set(kinds)):
         raise ValueError(f"expected a kind for each attack, got none for {', '.join(unknown)}: name it in `kinds`.")
     cells = with_runs(cells).sort_values(KEY, kind="stable", ignore_index=True)

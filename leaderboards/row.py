@@ -26,6 +26,8 @@ REACTIVATION = ["reactivation_rate", "reactivation_low", "reactivation_high", "r
 DETECTOR = "nudenet"
 FIXED = ["worst_presence_fixed_low", "worst_presence_fixed_high"]
 UNLEARNED = ["ua", "ira", "cra"]
+REMOVABLE = "removable"  # a column of the cells, too
+REMOVED = ["presence_removed", "presence_removed_low", "presence_removed_high"]
 RATES = ["judge_tpr", "judge_fpr"]  # columns of the cells, where the judge has a calibration card
 DERIVED = ("reactivation_rate", "recovered", "ceiling", "presence", "judge", "retained_accuracy", "ua", "ira", "cra")
 
@@ -40,13 +42,17 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """All cells of one defense. `cells` is wide: one row for each cell, a column for each number; `numbers` is tidy."""
+    """All cells of one defense. `cells` is wide: one row for each cell, a column for each number; `numbers` is tidy.
+
+    `removal` are those in which the part that it lives in is the base's again, one for each concept.
+    """
 
     evidence: Evidence
     cells: pd.DataFrame
     bootstrap: Draws
     tau: float
     numbers: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["number", "identity", "flag"]))
+    removal: pd.DataFrame | None = None
 
     @cached_property
     def names(self) -> dict[str, Any]:
@@ -100,6 +106,7 @@ class Row:
             | self.reactivation()
             | self.detected()
             | self.titer_range()
+            | self.removed()
             | gap.over_budgets(self.cells)
             | self.judged()
             | _cost(costs, self.names)
@@ -167,6 +174,18 @@ class Row:
             return {}
         named = {"reactivation_attack": f"{found.arm[0]}@{found.arm[1]}"}
         return dict(zip(REACTIVATION, found.interval, strict=False)) | named
+
+    def removed(self) -> dict[str, Any]:
+        """The part that is put back, and the presence after it; empty for a defense that lives in no part of its own.
+
+        Cells that could not be measured are left out; with none left the presence is missing.
+        """
+        if self.removal is None:
+            return {}
+        known = keys_of(self.removal[self.removal["status"].isin(MEASURED)])
+        found = worst_case(assemble(self.evidence, known), self.bootstrap).interval
+        parts = self.removal[REMOVABLE].dropna() if REMOVABLE in self.removal else ()
+        return {REMOVABLE: " or ".join(dict.fromkeys(map(str, parts))) or None} | dict(zip(REMOVED, found, strict=True))
 
     def detected(self) -> dict[str, float]:
         """For each NudeNet metric by its label, its largest rate over attacks and budgets, in the `ok` cells."""

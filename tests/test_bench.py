@@ -25,6 +25,7 @@ from tests.bench.table import Line, Row, as_json, compared, markdown
 from tests.bench.training import Bed, Case
 from tests.runs import write_config
 
+GUARDS = ("negative_prompt", "safree", "sld", "trasce")
 FACTS = {
     "cores": 2,
     "processor": "x",
@@ -365,7 +366,7 @@ def test_the_gpu_lines_measure_every_method(monkeypatch: pytest.MonkeyPatch) -> 
     without = {row.what.split()[1].rstrip(":"): row.note for row in rows if row.value is None}
     of_flows = without.pop("erase_anything")
     assert "add_k_proj" in of_flows
-    assert without == dict.fromkeys(["component_swap", "cure", "rece", "uce"], "it has no steps to count")
+    assert without == dict.fromkeys([*GUARDS, "component_swap", "cure", "rece", "uce"], "it has no steps to count")
     methods = {row.what.split()[1].rstrip(":") for row in rows if row.what.startswith(("attack", "defense"))}
     assert {"esd", "imma", "gift", "patronus", "aegis", "lora", "full_finetune", "textual_inversion"} <= methods
 

@@ -15,10 +15,11 @@ import pytest
 from benchmark.config.registry import FOLDERS, SHARED, PluginKind
 
 PACKAGES = ("benchmark", "defenses", "attacks", "metrics", "leaderboards")
-ROOT = {"types", "errors", "diffusion"}  # with `__init__`, the files of the root
+ROOT = {"types", "errors", "diffusion", "guard"}  # with `__init__`, the files of the root
 FLOORS: tuple[tuple[str, ...], ...] = (  # each floor's rooms do not import each other
     ("types", "errors"),
     ("diffusion",),
+    ("guard",),
     ("given",),
     ("config", "data"),
     ("plan",),
@@ -33,7 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (  # each floor's rooms do not import each
     ("__init__",),  # `benchmark.run`
 )
 FOR_METHODS = {
-    *("benchmark.types", "benchmark.diffusion", "benchmark.mini", "benchmark.mini.subjects"),
+    *("benchmark.types", "benchmark.diffusion", "benchmark.guard", "benchmark.mini", "benchmark.mini.subjects"),
     *("benchmark.model.adapters", "benchmark.model.perceptual"),
 }
 
@@ -140,7 +141,7 @@ def test_tests_mirror_the_rooms() -> None:
 
     assert {path.parent.name for path in Path("tests").glob("*/__init__.py")} - helpers <= rooms
     assert {file.stem for file in Path("tests").glob("test_*.py")} == {
-        f"test_{name}" for name in ("layers", "docs", "bench", "diffusion")
+        f"test_{name}" for name in ("layers", "docs", "bench", "diffusion", "guard")
     }
 
 

@@ -30,6 +30,7 @@ class Change:
         base: hash of the weights that it is a change of.
         model: the base as it was named.
         merged: of a method that looks at the prompt first, which merged weights do not.
+        parts: what it changes: parts of the model, or scopes of its denoiser.
         warnings: what the import mistrusted.
     """
 
@@ -39,6 +40,7 @@ class Change:
     base: str
     model: str
     merged: bool
+    parts: frozenset[str]
     warnings: tuple[str, ...]
 
 
@@ -56,6 +58,14 @@ class Imported:
     def badge(self) -> str:
         """`weights-only`: how it was trained was not seen. With `merged` it is not even the method of its paper."""
         return "weights-only, merged" if any(change.merged for change in self.changes.values()) else self.fidelity
+
+    @property
+    def removable(self) -> str | None:
+        """The part that can be put back from the base, if the changes are of that one alone."""
+        parts = {part for change in self.changes.values() for part in change.parts}
+        if parts == {"vae"}:
+            return "vae"
+        return "text_encoder" if parts and all(part.startswith("text_encoder") for part in parts) else None
 
     def requires(self, concept: Concept) -> tuple[str, ...]:
         """Nothing: an import was made for the base itself."""
@@ -102,6 +112,7 @@ def change(concept: str, folder: Path) -> Change:
             base=str(told["base"]["sha256"]),
             model=str(told["base"]["model"]),
             merged=bool(told["merged"]),
+            parts=frozenset(str(part) for part, norm in told["norms"].items() if norm["change"] > 0),
             warnings=tuple(map(str, told["warnings"])),
         )
         erased = told["concept"]

@@ -12,6 +12,7 @@ from benchmark.plan.gc_pause import uncollected
 from benchmark.plan.images import asked, attacked, draw
 from benchmark.plan.matrix import Cell, Plan, Skip
 from benchmark.plan.methods import add_defense, attack_task
+from benchmark.plan.removal import add_removal
 from benchmark.plan.scores import score
 from benchmark.plan.suite import check
 from benchmark.types import Concept, Split
@@ -56,6 +57,8 @@ def build(
                     plan.skipped.append(Skip(*left_out, UNRELEASED))
                     continue
                 plan.cells += add_attack(plan, concept, defense, defend, attack)
+            if defend:
+                plan.cells += add_removal(plan, concept, defense, defend)
     names = [cell.name for cell in plan.cells]
     if len(set(names)) < len(names):
         raise PlanError(f"expected different cells, got {max(names, key=names.count)} twice: rename with `as:`.")

@@ -120,6 +120,8 @@ def draw(
 ) -> Task:
     """A task that draws images."""
     same = plan.once((prompts,), ("draw", split, budget, stream), lambda: drawing(plan, prompts, split, budget, stream))
+    if (guard := plan.guards.get(parents.get("defense", ""))) is not None:
+        same = {**same, "passes": round(same["passes"] * guard)}
     return Task(**same, parents=parents, label=label)
 
 

@@ -57,6 +57,7 @@ class Plan:
     skipped: list[Skip] = field(default_factory=list)
     requested: int = 0
     starts: dict[tuple[str, str], Start] = field(default_factory=dict, repr=False)
+    guards: dict[str, float] = field(default_factory=dict, repr=False)  # defense -> passes, as a multiple of unguarded
     made: Once = field(default_factory=Once, repr=False)
 
     def once(self, things: tuple[object, ...], names: tuple[Hashable, ...], make: Callable[[], Made]) -> Made:

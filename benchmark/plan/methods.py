@@ -7,7 +7,7 @@ from benchmark.errors import PlanError
 from benchmark.plan.images import attacked, data_task
 from benchmark.plan.matrix import Plan
 from benchmark.plan.scores import score
-from benchmark.plan.task import Task
+from benchmark.plan.task import GUIDANCE, Task
 from benchmark.types import Concept, Split
 
 DEFENDER: dict[str, Split] = {"concept": "defender", "safe": "prior"}
@@ -22,7 +22,7 @@ def add_defense(plan: Plan, concept: Concept, defense: Entry) -> str | None:
         return imported(plan, concept, defense)
     roles = {need: data_task(plan, concept, defense, DEFENDER[need]) for need in sorted(defense.method.needs)}
     below = add_defense(plan, concept, defense.after) if defense.after else None
-    return plan.add(
+    key = plan.add(
         Task(
             kind="defend",
             plugin=defense.use,
@@ -35,6 +35,19 @@ def add_defense(plan: Plan, concept: Concept, defense: Entry) -> str | None:
             passes=defense.method.passes(),
         )
     )
+    scale = plan.config.raw.sampling.guidance
+    if hasattr(defense.method, "guard"):
+        plan.guards[key] = defense.method.guided_passes(scale) / (1 if scale == 1.0 else 2)
+    elif below in plan.guards:
+        plan.guards[key] = plan.guards[below]
+    return key
+
+
+def under_guard(plan: Plan, concept: Concept, defense: Entry) -> dict[str, str]:
+    """The defended model's parents for who has its weights in his hands: a guard is no part of them."""
+    rest = defense.under_guard
+    key = add_defense(plan, concept, rest) if rest else None
+    return {"defense": key} if key else {}
 
 
 def imported(plan: Plan, concept: Concept, defense: Entry) -> str:
@@ -64,7 +77,8 @@ def attack_task(
     """The task that attacks; one run gives the snapshots of all budgets.
 
     An attack that reads the text encoder alone is run once, on the base's, and replayed on every defense. One that
-    follows a weight attack starts from that attack's snapshot; a tuned one reads how its trials did.
+    follows a weight attack starts from that attack's snapshot; a tuned one reads how its trials did. Who trains
+    weights does so without a guard; who searches prompts meets it. (Of the latter's passes the plan knows the most.)
     """
     defense, attack = methods
     fields = plan.once((attack,), ("ran", budgets), lambda: {**attack.fields, "budgets": list(budgets)})
@@ -75,7 +89,14 @@ def attack_task(
     if attack.trials:
         fields = {"trials": [trial.fields for trial in attack.trials], "budgets": list(budgets)}
         roles |= trials(plan, defense, attack, budgets)
+    passes = max(which.method.passes(max(budgets)) for which in attack.trials or (attack,))
+    if defense.is_guard and attack.method.changes == "weights":
+        before = under_guard(plan, concept, defense)
     replayed = attack.method.access == "text encoder" and not attack.after
+    if defense.is_guard and attack.method.changes == "prompts" and not replayed:
+        scale = plan.config.raw.sampling.guidance
+        fields = {**fields, GUIDANCE: scale}
+        passes = round(passes * (plan.guards[before["defense"]] * (1 if scale == 1.0 else 2) + (scale != 1.0)))
     label = f"{attack.label} on {'every defense' if replayed else defense.label}, {concept.name}, seed {seed}"
     return plan.add(
         Task(
@@ -88,7 +109,7 @@ def attack_task(
             seed=seed,
             parents={**({} if replayed else before), **roles},
             label=label,
-            passes=max(which.method.passes(max(budgets)) for which in attack.trials or (attack,)),
+            passes=passes,
         )
     )
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 from benchmark.types import Concept, Picture, Precision, Prompt
 
 SCHEMA = 1
+GUIDANCE = "guarded_guidance"  # field of a search on a guarded model: the guidance with which it is drawn
 Made = TypeVar("Made")
 Kind = Literal["defend", "attack", "generate", "embed", "score"]
 

@@ -15,6 +15,7 @@ import pandas as pd
 from benchmark.errors import ConfigError
 from benchmark.model.prompts import cut
 from benchmark.plan import Plan
+from benchmark.plan.removal import LABEL
 from benchmark.results import published, records
 from benchmark.results.folder import claim_folder, identity
 from benchmark.results.notes import notes
@@ -85,7 +86,7 @@ class Ran:
 
     def publish(self, seen: FrozenStore | None = None) -> Board:
         """Write the tables, `failures.json`, the report and, last, `run.json`."""
-        curves = {(cell.concept.name, cell.attack) for cell in self.plan.cells if cell.budget}
+        curves = {(cell.concept.name, cell.attack) for cell in self.plan.cells if cell.budget and cell.kind != LABEL}
         with Sketch(len(curves)) as sketch:
             return self.write(seen or self.look(), sketch)
 

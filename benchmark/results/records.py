@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from benchmark.config.imported import USE
 from benchmark.plan import Cell, Plan
+from benchmark.plan.removal import LABEL, removable
 from benchmark.store import Store
 from benchmark.store.artifacts import SCORES
 
@@ -105,6 +106,7 @@ def cells(
     found = []
     aimed = {entry.label for entry in plan.config.attacks if entry.against}
     taken = {entry.label for entry in plan.config.defenses if any(part.use == USE for part in entry.chain)}
+    parts = {entry.label: removable(entry) for entry in plan.config.defenses}
     rates = {cell.concept.name: calibrated(plan, cell) for cell in plan.cells}
     for cell in plan.cells:
         keys = [cell.images["concept"], *cell.scores.values()]
@@ -117,6 +119,7 @@ def cells(
             | {"kind": cell.kind, "status": status, "reason": reasons[0] if reasons else ""}
             | {"expected": cell.expected, "key": cell.images["concept"], "note": (notes or {}).get(cell.name, "")}
             | {"aimed": cell.attack in aimed, "imported": cell.defense in taken}
+            | {"removable": parts[cell.defense] if cell.kind == LABEL else None}
             | rates[cell.concept.name]
         )
     for skip in plan.skipped:

@@ -2,6 +2,7 @@
 
 delta.safetensors                  dense differences by parameter name
 pytorch_lora_weights.safetensors   adapters in diffusers' names, alpha folded in; `load_lora_weights` takes it
+guard.json                         what acts while a model draws: the defense, and its guard's fields
 learned_embeds.safetensors         words that an attack has learned; `load_textual_inversion` takes it
 prompts.json                       prompts that an attack has found
 images.parquet                     lossless PNG; the `datasets` library reads the `image` column as images
@@ -14,6 +15,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +29,7 @@ from benchmark.types import Delta, Snapshot
 
 DENSE, ADAPTER = "delta.safetensors", "pytorch_lora_weights.safetensors"
 WORDS, PROMPTS = "learned_embeds.safetensors", "prompts.json"
+GUARD = "guard.json"
 IMAGES, FEATURES, SCORES = "images.parquet", "features.safetensors", "scores.parquet"
 
 
@@ -40,6 +43,19 @@ def save_delta(folder: Path, delta: Delta) -> None:
             tensors[f"{name}.lora_A.weight"] = down.contiguous()
             tensors[f"{name}.lora_B.weight"] = up.contiguous()
         save_file(tensors, folder / ADAPTER)
+
+
+def save_guard(folder: Path, defense: str, fields: Mapping[str, Any]) -> None:
+    """Write a guard: the defense whose guard it is, and its fields."""
+    (folder / GUARD).write_text(json.dumps({"defense": defense, "fields": dict(fields)}, indent=1))
+
+
+def load_guard(folder: Path) -> tuple[str, dict[str, Any]] | None:
+    """Read a guard's defense and fields; None where there is none."""
+    if not (folder / GUARD).is_file():
+        return None
+    found = json.loads((folder / GUARD).read_text())
+    return str(found["defense"]), dict(found["fields"])
 
 
 def save_snapshot(folder: Path, snapshot: Snapshot) -> None:

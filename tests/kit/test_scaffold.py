@@ -250,8 +250,8 @@ def changed(tmp_path: Path, kind: str, old: str, new: str) -> Any:
         ("defense", "Protects  ", "", "the lines"),
         ("defense", "what it does", "cuda", "leaves printing"),
         ("defense", "presets = {}", 'presets = {"fast": {"stepz": 1}}', "stepz"),
-        ("defense", "model.clone()", "model", "zero in a control only"),
-        ("defense", "difference(edited, model, names=names)", "Delta()", "zero in a control only"),
+        ("defense", "model.clone()", "model", "zero in a control or a guard only"),
+        ("defense", "difference(edited, model, names=names)", "Delta()", "zero in a control or a guard only"),
         (
             "defense",
             "normal((self.batch, *model.latent_shape), rng, like=c)",

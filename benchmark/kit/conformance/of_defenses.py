@@ -9,10 +9,11 @@ from benchmark.diffusion import Model
 from benchmark.kit.conformance.classes import check_class
 from benchmark.kit.conformance.expect import all_equal, expect, global_state_kept, seeded, silent, unchanged
 from benchmark.kit.conformance.needs import says_what_it_uses
+from benchmark.kit.conformance.of_guards import carries_gradients, check_guard
 from benchmark.kit.conformance.tiny import small, tiny_concept, tiny_examples
 from benchmark.kit.conformance.tiny_flow import tiny_for
 from benchmark.types import Concept, Delta, Examples
-from defenses.base import Defense
+from defenses.base import Defense, GuardDefense
 
 
 def check_defense(cls: type[Defense], fields: Mapping[str, Any] | None = None) -> None:
@@ -31,10 +32,14 @@ def check_defense(cls: type[Defense], fields: Mapping[str, Any] | None = None) -
     with unchanged(model), says_what_it_uses(method, model, concept):
         protects_repeatably(method, model, concept, examples)
         delta_applies(method, model, concept, examples)
+        if isinstance(method, GuardDefense):
+            check_guard(method, model, concept)
+    if isinstance(method, GuardDefense):
+        carries_gradients(method, model, concept)
 
 
 def protects_repeatably(method: Defense, model: Model, concept: Concept, examples: Examples) -> None:
-    """Same seed, same delta; the global generators stay; only a control changes nothing."""
+    """Same seed, same delta; the global generators stay; only a control or a guard changes nothing."""
     with global_state_kept():
         first, second = (protect(method, model, concept, examples) for _ in range(2))
     expect(isinstance(first, Delta), "protect to return a Delta", type(first).__name__)
@@ -42,8 +47,8 @@ def protects_repeatably(method: Defense, model: Model, concept: Concept, example
     unequal = [name for name in first.dense if not torch.equal(first.dense[name], second.dense[name])]
     expect(not unequal, "the same delta for the same seed", f"others at {unequal[:3]}: draw from `rng` only")
     expect(not unequal and all_equal(first.low_rank, second.low_rank), "the same adapters for the same seed")
-    control = method.fidelity == "control"
-    expect(first.is_zero == control, "a delta that is zero in a control only", f"is_zero={first.is_zero}")
+    idle = method.fidelity == "control" or isinstance(method, GuardDefense)
+    expect(first.is_zero == idle, "a delta that is zero in a control or a guard only", f"is_zero={first.is_zero}")
 
 
 def delta_applies(method: Defense, model: Model, concept: Concept, examples: Examples) -> None:

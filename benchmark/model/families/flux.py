@@ -34,7 +34,7 @@ SETTINGS = ("tokenizer", "tokenizer_2", "scheduler")
 FLAGS = ()
 OPTIONAL = ()
 SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
-LACKS = {"words": "T5 reads spelled texts alone"}
+LACKS = {"words": "T5 reads spelled texts alone", "null": "its guidance is distilled, and away from no text"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from benchmark.plan.removal import LABEL
 from benchmark.results.report.pictures import CONTROL, FEW, LARGE_SIDE, SIDE, Picture, Pictures, defended
 from benchmark.types import Prompt
 
@@ -101,10 +102,16 @@ def block(
 def line(
     pictures: Pictures, pair: tuple[str, str], who: str, prompt: tuple[int, Prompt, str], arms: Arms, side: int
 ) -> Line:
-    """The pictures of one model from one prompt, (number, prompt, what it is called): unattacked, then each arm."""
+    """The pictures of one model from one prompt, (number, prompt, what it is called): unattacked, then each arm.
+
+    Where a part is put back from the base, the base is the base.
+    """
     (concept, defense), (number, asked, name) = pair, prompt
     start = next(c for key, c in pictures.at.items() if key[:2] == (concept, who) and key[3] == 0)
-    cells = [start, *(pictures.at[concept, who, attack, budget] for attack, budget in arms)]
+    cells = [start] + [
+        start if (who, attack) == (CONTROL, LABEL) else pictures.at[concept, who, attack, budget]
+        for attack, budget in arms
+    ]
     places = [("none", 0), *arms]
     found = [
         pictures.picture(

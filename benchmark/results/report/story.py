@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from benchmark.plan.removal import LABEL
 from benchmark.results.report.pictures import CONTROL, LARGE_SIDE, Picture, Pictures, Verdict, defended
 
 WHO = ["concept", "defense", "attack", "budget"]
@@ -55,6 +56,8 @@ def story(pictures: Pictures, cells: pd.DataFrame) -> Story | None:
     best: tuple[tuple[bool, int, int, int], tuple[str, str, str], str] | None = None
     for concept, defense in defended(pictures.plan):
         for attack, budgets in pictures.arms(concept, defense).items():
+            if attack == LABEL:  # no attack: a part was put back
+                continue
             found = verdicts(pictures, concept, defense, attack)
             weakness = weakness_of(seen.get((concept, defense, attack, budgets[-1]), {}))
             known, erased, returned = came_back(found)

@@ -6,15 +6,19 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from benchmark.config.registry import find
 from benchmark.data.safety import gate
 from benchmark.diffusion import Model
 from benchmark.errors import PluginError, StoreError
+from benchmark.guard import guarded
 from benchmark.model import load
 from benchmark.model.resident import Resident
-from benchmark.plan.task import Task
+from benchmark.plan.task import GUIDANCE, Task
 from benchmark.runner.isolation.seal import Seal
 from benchmark.store import Store
-from benchmark.store.artifacts import Gallery, load_delta, load_snapshot
+from benchmark.store.artifacts import Gallery, load_delta, load_guard, load_snapshot
 from benchmark.types import Precision, Snapshot
 
 Write = Callable[[Path], None]
@@ -70,7 +74,19 @@ class Bench:
         layers |= {f"{at}#{i}": partial(getattr, snapshot, "delta") for i, snapshot in enumerate(snapshots)}
         model = self.gated(self.resident.wear(layers) if layers else self.base, task)
         tokens = {word: vector for snapshot in snapshots for word, vector in snapshot.tokens.items()}
-        return model.with_tokens(tokens) if tokens else model
+        return self.behind_guard(model.with_tokens(tokens) if tokens else model, task)
+
+    def behind_guard(self, model: Model, task: Task) -> Model:
+        """A model behind the guard among a task's defenses, if the task draws with it or searches prompts on it.
+
+        Who trains weights has them in his hands, and trains the model under the guard.
+        """
+        scale = task.fields.get({"generate": "guidance", "attack": GUIDANCE}.get(task.kind, ""))
+        found = [load_guard(self.store.path(key)) for key in self.lineage(task)] if scale is not None else []
+        for defense, fields in filter(None, found):
+            kind: Any = find("defense", defense).guarding
+            model = guarded(model, TypeAdapter(kind).validate_python(fields), float(scale))  # type: ignore[arg-type]
+        return model
 
     def gated(self, model: Model, task: Task) -> Model:
         """A model as a task may use it: at its precision, and behind the age filter's gate."""

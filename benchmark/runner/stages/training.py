@@ -15,15 +15,16 @@ from torch import Tensor
 from benchmark.config.registry import find
 from benchmark.data.safety import allowed
 from benchmark.errors import PluginError, readable
-from benchmark.plan.task import Task
+from benchmark.plan.task import GUIDANCE, Task
 from benchmark.runner.flags import flags_of
 from benchmark.runner.limits import out_of_memory
 from benchmark.runner.stages.account import Losses, build, generator, measured
 from benchmark.runner.stages.bench import Bench, Done, snapshot_name
 from benchmark.runner.stages.images import examples_of
 from benchmark.store import Store
-from benchmark.store.artifacts import load_values, save_delta, save_snapshot
+from benchmark.store.artifacts import load_values, save_delta, save_guard, save_snapshot
 from benchmark.types import Budget, Delta, Report, Snapshot
+from defenses.base import GuardDefense
 
 
 def defend(task: Task, bench: Bench, report: Report) -> Done:
@@ -37,16 +38,35 @@ def defend(task: Task, bench: Bench, report: Report) -> Done:
         raise PluginError(f"expected {task.plugin}.protect to return a Delta, got {type(delta).__name__}.")
     check_numbers(delta, {}, task)
     model.with_delta(delta)  # raises on a wrong name or shape: here, so that no such delta is kept
+    guard = guard_of(method, task) if isinstance(method, GuardDefense) else None
 
     def write(folder: Path) -> None:
         save_delta(folder, delta)
         losses.save(folder)
+        if guard is not None:
+            save_guard(folder, task.plugin, guard)
 
     return write, {
         "cost": cost,
-        "flags": flags_of(Snapshot(steps=0, delta=delta), losses.rows),
+        "flags": [] if guard is not None else flags_of(Snapshot(steps=0, delta=delta), losses.rows),
         "fidelity": method.badge,
     }
+
+
+def guard_of(method: GuardDefense, task: Task) -> dict[str, Any]:
+    """The fields of a defense's guard, as JSON values.
+
+    Raises:
+        PluginError: it is not of the class that the defense declares, or its fields are no JSON values.
+    """
+    assert task.concept is not None
+    guard = method.guard(task.concept)
+    if type(guard) is not method.guarding:
+        raise PluginError(
+            f"expected {task.plugin}.guard to return {method.guarding.__name__}, got {type(guard).__name__}."
+        )
+    fields: dict[str, Any] = TypeAdapter(method.guarding).dump_python(guard, mode="json")
+    return fields
 
 
 def attack(task: Task, bench: Bench, report: Report) -> Done:
@@ -98,7 +118,7 @@ def chosen(task: Task, store: Store) -> tuple[Any, dict[str, Any]]:
         PluginError: every trial failed.
     """
     if "trials" not in task.fields:
-        return build("attack", task, "budgets", "start"), {}
+        return build("attack", task, "budgets", "start", GUIDANCE), {}
     settings, budgets = task.fields["trials"], task.fields["budgets"]
     worth = list[float | None]()
     for number in range(len(settings)):
