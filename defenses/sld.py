@@ -12,13 +12,13 @@ Paper     https://arxiv.org/abs/2211.05105
 Code      ml-research/safe-latent-diffusion @ a42923c; StableDiffusionPipelineSafe of diffusers 0.42.1
 Differs   the text is the concept's phrase by default, as peers use it for objects and styles; `words: sld` is the
           authors' list without its words about children, which no model is asked to read here, and without diffusers'
-          "an image showing" in front (`prefix`). delta counts
-          steps of 50: another number of steps has the same share. Of a flow, phi is taken of the noise that the
-          velocities mean, and q and nu are velocities. Deterministic sampler where the paper has LMS.
+          "an image showing" in front (`prefix`). delta counts steps of 50: another number of steps has the same share.
+          Of a flow, phi is taken of the noise that the velocities mean, and q and nu are velocities. Deterministic
+          sampler where the paper has LMS.
 Symbols   eps_p, eps_u, eps_s predictions for prompt, empty text and safety text; nu momentum; w guidance.
 Protects  against prompts, while the guard is there and w > 1. Who draws on his own leaves it out. On the embedded
-          model, at its guidance of 3, only `max` does anything: presence in 16 images of a bomb goes from 1 to 0, of the style
-          noto from 0.88 to 0.69, and all but a twentieth of the others stays.
+          model, at its guidance of 3, only `max` does anything: presence in 16 images of a bomb goes from 1 to 0, of
+          the style noto from 0.88 to 0.69, and all but a twentieth of the others stays.
 """
 
 from dataclasses import dataclass

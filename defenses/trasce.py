@@ -16,9 +16,9 @@ Differs   the norm is of each image alone, where the release runs batches of one
           mean. Deterministic DDIM (or Euler), as the release.
 Symbols   eps_p, eps_n, eps_u predictions for prompt, concept and empty text; w guidance.
 Protects  against prompts, while the guard is there and w > 1. Who draws on his own leaves it out. On the embedded
-          model, at its guidance of 3, presence in 16 images of a bomb goes from 1 to 0.56, of the style noto from 0.88 to 0.81,
-          and nothing else is lost. That is the composition's work: eta up to 16, sigma up to 4 and gamma up to 15 give
-          no less.
+          model, at its guidance of 3, presence in 16 images of a bomb goes from 1 to 0.56, of the style noto from 0.88
+          to 0.81, and nothing else is lost. That is the composition's work: eta up to 16, sigma up to 4 and gamma up to
+          15 give no less.
 """
 
 from dataclasses import dataclass
