@@ -95,6 +95,8 @@ class Concept:
         judges: who judges, by place (`primary`, `second`), where a metric names none; see `metrics.judges`.
         classes: for judges that are classifiers: the classes, by name or number, that count as a label.
         left_out: for people: what of its tables is no prompt, a line for each table.
+        members: of concepts that are erased together, each of them; `phrase` then lists their phrases.
+        together: of one of those, the names of all.
     """
 
     name: str
@@ -112,6 +114,24 @@ class Concept:
     subject: str = ""
     drawn: str = ""
     left_out: tuple[str, ...] = ()
+    members: tuple[Concept, ...] = ()
+    together: tuple[str, ...] = ()
+
+    @property
+    def called(self) -> str:
+        """How people know it: `cigarette`, or `cigarette (with bomb, knife)`."""
+        others = [name for name in self.together if name != self.name]
+        return f"{self.name} (with {', '.join(others)})" if others else self.name
+
+    @property
+    def each(self) -> tuple[Concept, ...]:
+        """The concepts that are erased together, or it alone."""
+        return self.members or (self,)
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """The words that a defense erases, one text for each concept."""
+        return tuple(concept.phrase for concept in self.each)
 
     def of(self, split: Split) -> tuple[Prompt, ...]:
         """The prompts of one split, in the card's order."""

@@ -67,6 +67,7 @@ class AEGIS(Defense):
     erase: Literal["phrase", "wordings"] = "phrase"  # wordings: one of the card's a step; ours, as in ESD
 
     version = 2
+    several = True
     presets = {
         "paper": {},
         "without-aet": {"aet": False},
@@ -92,7 +93,7 @@ class AEGIS(Defense):
         theta = [p for n, p in edited.denoiser.named_parameters() if n in names]
         theta_0 = [p for n, p in model.denoiser.named_parameters() if n in names]
         optimizer = torch.optim.Adam(theta, lr=self.lr)
-        texts = (concept.phrase, *(concept.wordings if self.erase == "wordings" else ()))
+        texts = (*concept.phrases, *(concept.wordings if self.erase == "wordings" else ()))
         with torch.no_grad():
             words, empty = with_room(model, texts, self.prefix), with_room(model, [""], self.prefix)
             encoded, null = model.encode_words(words), model.encode_text([""])

@@ -10,7 +10,7 @@ from torch import Generator
 
 from benchmark.diffusion import Model
 from benchmark.guard import Guard
-from benchmark.types import Concept, Delta, Examples, Report, Requirement
+from benchmark.types import Concept, Delta, Examples, Report, Requirement, Split
 
 Need = Literal["concept", "safe"]
 Part = Literal["guard", "vae", "text_encoder", "keys_values"]  # what an attacker can put back from the public base
@@ -34,6 +34,7 @@ class Defense(ABC):
         needs: which defender splits it reads; the runner draws them, disjoint from the attacker's.
         presets: named field values, such as the settings of a paper and of its later code.
         fidelity: how close it is to the paper, a `Badge`, and `matched` says what was compared, with figures.
+        several: it erases all of `concept.phrases`, which are several where concepts are erased at once.
         lives_in: the part in which all of it lives, if whoever has the public base can put that back without training:
             the plan adds a cell in which he has, see `benchmark.plan.removal`.
     """
@@ -44,6 +45,7 @@ class Defense(ABC):
     fidelity: ClassVar[Badge]
     matched: ClassVar[str]
     lives_in: ClassVar[Part | None] = None
+    several: ClassVar[bool] = False
 
     @abstractmethod
     def protect(
@@ -53,7 +55,7 @@ class Defense(ABC):
 
         Args:
             model: the frozen base.
-            concept: what must not be drawn; `concept.phrase` are the words to erase.
+            concept: what must not be drawn; `concept.phrase` are the words to erase, or `concept.phrases` of several.
             data: the splits named in `needs`: images `(N, 3, H, W)` uint8 with captions.
             rng: the only source of randomness.
             report: called once a step.
@@ -68,6 +70,16 @@ class Defense(ABC):
     def removable(self) -> Part | None:
         """`lives_in` with these fields: for a method whose parts can be left away."""
         return self.lives_in
+
+    @property
+    def takes_several(self) -> bool:
+        """`several` with these fields."""
+        return self.several
+
+    @property
+    def reads(self) -> tuple[Split, ...]:
+        """The splits of which it reads the prompts themselves, not images alone; they are part of its key."""
+        return ()
 
     def requires(self, concept: Concept) -> tuple[Requirement, ...]:
         """What the model must have for these fields and this concept; a family that lacks it is refused with a plan."""

@@ -29,10 +29,10 @@ import torch
 from torch import Generator, Tensor
 
 from benchmark.diffusion import Model
-from benchmark.types import Concept, Delta, Examples, Report
+from benchmark.types import Concept, Delta, Examples, Report, Split
 from defenses.base import Defense
 from defenses.closed_form import Change, Reads, edited, grouped
-from defenses.text_rows import Wording, encoded, kept_texts, said, wanted
+from defenses.text_rows import Wording, encoded, kept_texts, prompts_read, said, wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +45,16 @@ class CURE(Defense):
     erase: Wording = "wordings"  # ours
 
     version = 1
+    several = True
     presets = {"paper": {}, "nsfw": {"alpha": 5.0}}
     lives_in = "keys_values"
     fidelity = "reconstructed"
     matched = "the equations are quoted from the paper; which rows they read is ours"
+
+    @property
+    def reads(self) -> tuple[Split, ...]:
+        """Of whose prompts it reads the texts."""
+        return prompts_read(self.erase, self.keep)
 
     def protect(
         self, model: Model, concept: Concept, data: Mapping[str, Examples], *, rng: Generator, report: Report

@@ -54,6 +54,7 @@ class ESD(Defense):
     sampler: Sampler = "compvis"  # by whom, and what t belongs to z_t; few steps need `ddim`
 
     version = 2
+    several = True
     presets = {
         "paper": {},
         # The authors' diffusers release: esd_sd.py, and esd_sdxl.py by the scope of its README.
@@ -92,7 +93,7 @@ class ESD(Defense):
         for name, parameter in edited.denoiser.named_parameters():
             parameter.requires_grad_(name in names)
         optimizer = torch.optim.Adam([p for p in edited.denoiser.parameters() if p.requires_grad], lr=self.lr)
-        wordings = (concept.phrase, *(concept.wordings if self.erase == "wordings" else ()))
+        wordings = (*concept.phrases, *(concept.wordings if self.erase == "wordings" else ()))
         with torch.no_grad():
             null, texts = model.encode_text([""]), model.encode_text(wordings)
         for i in range(self.steps):

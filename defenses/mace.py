@@ -38,12 +38,12 @@ import torch
 from torch import Generator, Tensor
 
 from benchmark.diffusion import Model
-from benchmark.types import Concept, Delta, Examples, Report
+from benchmark.types import Concept, Delta, Examples, Report, Split
 from defenses.attention import Unattended
 from defenses.base import Defense
 from defenses.closed_form import Change, Reads, edited, grouped, kept, solve, weight
 from defenses.templates import around, filled, templates
-from defenses.text_rows import kept_texts, stacked
+from defenses.text_rows import kept_texts, prompts_read, stacked
 
 ROWS = 617_000 * 77  # of the authors' captions: about so many texts
 
@@ -80,6 +80,16 @@ class MACE(Unattended, Defense):
     fidelity = "reconstructed"
     matched = "written from the paper; the masks and the prior are ours"
 
+    @property
+    def takes_several(self) -> bool:
+        """Without stage 2, whose adapters are one concept's."""
+        return self.lora_steps == 0
+
+    @property
+    def reads(self) -> tuple[Split, ...]:
+        """Of whose prompts it reads the texts."""
+        return prompts_read("defender" if self.texts == "defender" else "phrase", "prior" if self.s else "none")
+
     def protect(
         self, model: Model, concept: Concept, data: Mapping[str, Examples], *, rng: Generator, report: Report
     ) -> Delta:
@@ -88,7 +98,7 @@ class MACE(Unattended, Defense):
         Raises:
             ValueError: no layer reads the text, or, with steps of stage 2, the text shares its attention.
         """
-        pairs = filled(concept, templates(concept, self.texts), self.to(concept))
+        pairs = [pair for one in concept.each for pair in filled(one, templates(one, self.texts), self.to(one))]
         priors = {reads: self.prior(model, concept, reads) for reads in grouped(model)}
         residual = {reads: self.residual(model, pairs, reads, priors[reads]) for reads in priors}
         first = edited(model, residual)

@@ -44,6 +44,7 @@ class NegativePrompt(GuardDefense):
     wordings: bool = False  # the card's other ways to ask for it, too
 
     version = 1
+    several = True
     guarding = Away
     fidelity = "official-matched"
     matched = (
@@ -57,5 +58,5 @@ class NegativePrompt(GuardDefense):
 
     def guard(self, concept: Concept) -> Away:
         """The words, parted by commas."""
-        words: Sequence[str] = self.words or (concept.phrase, *(concept.wordings if self.wordings else ()))
+        words: Sequence[str] = self.words or (*concept.phrases, *(concept.wordings if self.wordings else ()))
         return Away(text=", ".join(words))

@@ -19,6 +19,7 @@ class Undefended(Defense):
     """Changes no weight."""
 
     version = 1
+    several = True
     fidelity = "control"
     matched = "is the base itself"
 

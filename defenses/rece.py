@@ -35,10 +35,10 @@ import torch
 from torch import Generator, Tensor
 
 from benchmark.diffusion import Model
-from benchmark.types import Concept, Delta, Examples, Report
+from benchmark.types import Concept, Delta, Examples, Report, Split
 from defenses.base import Defense
 from defenses.closed_form import Change, Reads, edited, gram, grouped, solve
-from defenses.text_rows import Keep, Wording, all_rows, guide_of, kept_texts, paired, stacked, uce, wanted
+from defenses.text_rows import Keep, Wording, all_rows, guide_of, kept_texts, paired, prompts_read, stacked, uce, wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,7 @@ class RECE(Defense):
     erase: Wording = "phrase"  # wordings, defender: more texts, each with its own derived rows
 
     version = 1
+    several = True
     presets = {
         "object": {},
         "easy": {"rho": 0.1},  # English springer, golf ball, parachute
@@ -68,6 +69,11 @@ class RECE(Defense):
         "run beside the release's UCE, derivation and edit on a random model of 8 layers: after one and three epochs, "
         "for an object and a style, the largest relative difference of W - W_0 is 4e-6. No trained weights, no GPU"
     )
+
+    @property
+    def reads(self) -> tuple[Split, ...]:
+        """Of whose prompts it reads the texts."""
+        return prompts_read(self.erase, self.keep)
 
     def protect(
         self, model: Model, concept: Concept, data: Mapping[str, Examples], *, rng: Generator, report: Report

@@ -115,6 +115,7 @@ class SAFREE(GuardDefense):
     negative: bool = True
 
     version = 1
+    several = True
     guarding = Filter
     presets = {"release": {}, "text-only": {"negative": False}, "nudity": {"slope": 2.5, "t_0": 5.333}}
     fidelity = "reimplemented"
@@ -127,7 +128,7 @@ class SAFREE(GuardDefense):
     def guard(self, concept: Concept) -> Filter:
         """The guard with the concept's phrases."""
         own = {name: getattr(self, name) for name in ("margin", "slope", "t_0", "validated", "negative")}
-        return Filter(phrases=self.words or (concept.phrase,), **own)
+        return Filter(phrases=self.words or concept.phrases, **own)
 
 
 def projection(X: Tensor) -> Tensor:

@@ -82,6 +82,7 @@ class SLD(GuardDefense):
     beta_m: float = 0.4
 
     version = 1
+    several = True
     guarding = Safety
     presets = {
         "weak": {"delta": 15, "s_s": 20.0, "lam": 0.0, "s_m": 0.0, "beta_m": 0.0},

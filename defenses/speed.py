@@ -36,10 +36,20 @@ import torch
 from torch import Generator, Tensor
 
 from benchmark.diffusion import Model, TextLayer, normal
-from benchmark.types import Concept, Delta, Examples, Report
+from benchmark.types import Concept, Delta, Examples, Report, Split
 from defenses.base import Defense
 from defenses.closed_form import Reads, grouped, kept, weight
-from defenses.text_rows import Wording, all_rows, guide_of, kept_texts, last_words, paired, stacked, wanted
+from defenses.text_rows import (
+    Wording,
+    all_rows,
+    guide_of,
+    kept_texts,
+    last_words,
+    paired,
+    prompts_read,
+    stacked,
+    wanted,
+)
 
 MAKES = {"V": ("values", "both"), "K": ("keys", "both"), "KV": ("keys", "values", "both")}
 CHUNK = 128  # rows whose copies are filtered by their own mean, as the release
@@ -62,6 +72,7 @@ class SPEED(Defense):
     erase: Wording = "phrase"  # wordings, defender: more texts
 
     version = 1
+    several = True
     presets = {
         "few": {},
         "nudity": {"rows": "all", "rho": 0.7, "lam": 0.5, "keep": "empty"},
@@ -74,6 +85,11 @@ class SPEED(Defense):
         "style, keys and values without the filter, and `nudity`; the largest relative difference of W - W_0 is 2e-6. "
         "No trained weights, no GPU"
     )
+
+    @property
+    def reads(self) -> tuple[Split, ...]:
+        """Of whose prompts it reads the texts."""
+        return prompts_read(self.erase, "prior")
 
     def protect(
         self, model: Model, concept: Concept, data: Mapping[str, Examples], *, rng: Generator, report: Report

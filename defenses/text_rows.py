@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmark.diffusion import Model
-from benchmark.types import Concept
+from benchmark.types import Concept, Split
 from defenses.closed_form import Change, Reads, solve
 
 Wording = Literal["phrase", "wordings", "defender"]  # what is erased beside the phrase: nothing, the card's, prompts
@@ -44,9 +44,16 @@ def guide_of(concept: Concept, guide: str | None) -> str:
 
 
 def wanted(concept: Concept, erase: Wording) -> tuple[str, ...]:
-    """The texts that a defender erases: the phrase, and with it the card's wordings or the defender's prompts."""
-    more = {"phrase": (), "wordings": concept.wordings, "defender": tuple(p.text for p in concept.of("defender"))}
-    return (concept.phrase, *more[erase])
+    """The texts that a defender erases: the phrases, and with them the card's wordings or the defender's prompts."""
+    if erase == "defender":
+        return (*concept.phrases, *(p.text for p in concept.of("defender")))
+    return (*concept.phrases, *(concept.wordings if erase == "wordings" else ()))
+
+
+def prompts_read(erase: Wording, keep: Keep) -> tuple[Split, ...]:
+    """The splits of which `wanted` and `kept_texts` read the prompts."""
+    found: tuple[Split, ...] = ("defender",) if erase == "defender" else ()
+    return (*found, "prior") if keep == "prior" else found
 
 
 def kept_texts(concept: Concept, keep: Keep) -> tuple[str, ...]:

@@ -79,6 +79,7 @@ class TraSCE(GuardDefense):
     eta: float = 1.0
 
     version = 1
+    several = True
     guarding = Steering
     presets = {
         "object": {},
@@ -96,7 +97,7 @@ class TraSCE(GuardDefense):
 
     def guard(self, concept: Concept) -> Steering:
         """The guard with the concept's words, parted by commas."""
-        words = ", ".join(self.words or (concept.phrase,))
+        words = ", ".join(self.words or concept.phrases)
         return Steering(text=words, gamma=self.gamma, sigma=self.sigma, eta=self.eta)
 
     def guided_passes(self, scale: float) -> int:

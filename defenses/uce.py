@@ -34,7 +34,7 @@ from typing import Literal
 from torch import Generator
 
 from benchmark.diffusion import Model
-from benchmark.types import Concept, Delta, Examples, Report
+from benchmark.types import Concept, Delta, Examples, Report, Split
 from defenses.base import Defense
 from defenses.closed_form import Change, Reads, edited, grouped, solve
 from defenses.text_rows import (
@@ -45,6 +45,7 @@ from defenses.text_rows import (
     kept_texts,
     last_words,
     paired,
+    prompts_read,
     scale_of,
     stacked,
     wanted,
@@ -64,6 +65,7 @@ class UCE(Defense):
     erase: Wording = "phrase"  # wordings, defender: more texts, as the release's expand_prompts
 
     version = 1
+    several = True
     presets = {
         "old": {},
         "art": {"keep": "prior"},
@@ -76,6 +78,11 @@ class UCE(Defense):
         "keep: the largest relative difference of W - W_0 is 8e-6 (`new`) and 3e-5 (`old`), in float32. No trained "
         "weights, no GPU; not the script for FLUX"
     )
+
+    @property
+    def reads(self) -> tuple[Split, ...]:
+        """Of whose prompts it reads the texts."""
+        return prompts_read(self.erase, self.keep)
 
     def protect(
         self, model: Model, concept: Concept, data: Mapping[str, Examples], *, rng: Generator, report: Report

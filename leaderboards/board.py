@@ -44,6 +44,7 @@ MORE = [
     "cra",
     REMOVABLE,
     *REMOVED,
+    "worst_concept",
 ]
 JUDGED = ["second_judge", "judge_disagreement", "judge_kappa", "judge_tpr", "judge_fpr", "measured_with", "flags"]
 LEADERBOARD = [

@@ -99,7 +99,8 @@ class Row:
             | {"concepts": len(self.concepts), "titer": str(withstood) if withstood else None}
             | dict(zip(PRESENCE, self.worst.interval, strict=True))
             | dict(zip(FIXED, self.worst.fixed[1:], strict=True))
-            | {"worst_attack": f"{arm[0]}@{arm[1]}" if arm else None, "effort_area": self.effort_area()}
+            | {"worst_attack": f"{arm[0]}@{arm[1]}" if arm else None, "worst_concept": self.worst_concept()}
+            | {"effort_area": self.effort_area()}
             | {"presence_before": over_concepts(self.cells, "presence_before"), "status": self.status()}
             | {name: over_concepts(self.start, name) for name in utility}
             | self.counts()
@@ -112,6 +113,15 @@ class Row:
             | _cost(costs, self.names)
             | {"toy": self.names["model"] == "mini"}
         )
+
+    def worst_concept(self) -> str | None:
+        """The concept that is there most under the worst attack; None with a single one. Of equals the first."""
+        if self.worst.arm is None or len(self.concepts) < 2:
+            return None
+        attack, budget = self.worst.arm
+        ok = self.among("ok")
+        own = ok[(ok["attack"] == attack) & (ok["budget"] == budget)]
+        return str(own.groupby("concept")["presence_after"].mean().idxmax())
 
     def status(self) -> str:
         """`ok`, or how many of the cells are not, and what they are."""

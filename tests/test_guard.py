@@ -10,7 +10,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
+from typer.testing import CliRunner
 
+from benchmark.cli import app
 from benchmark.config import config
 from benchmark.data import load_concept
 from benchmark.diffusion import Course, Model, sample
@@ -19,7 +21,7 @@ from benchmark.guard import Guard, guarded
 from benchmark.model.families import named
 from benchmark.plan import build
 from benchmark.plan.task import GUIDANCE
-from benchmark.store.artifacts import load_images
+from benchmark.store.artifacts import load_guard, load_images
 from defenses.negative_prompt import Away, NegativePrompt
 from tests.runs import run, tiny_config
 
@@ -188,6 +190,7 @@ def test_a_guard_may_stand_on_a_trained_defense_and_removed_leaves_it(tmp_path: 
         planned(tmp_path, defenses=["none", "negative_prompt+negative_prompt"])
 
 
+@pytest.mark.slow
 def test_a_run_with_a_guard_and_with_parts_that_can_be_put_back(tmp_path: Path, tiny_folder: Path) -> None:
     patronus = {"use": "patronus", "as": "decoder", "parts": "decoder", "perceptual": "pixels", "features": 2}
     patronus |= {"d1_steps": 1, "d2_steps": 1, "d1_batch": 1, "d2_batch": 1, "d2_images": 2, "d2_latents": 2}
@@ -223,6 +226,11 @@ def test_a_run_with_a_guard_and_with_parts_that_can_be_put_back(tmp_path: Path, 
         put_back = load_images(tmp_path / "store" / drawn[f"concept images of removal on {name}, cat"]).images.float()
         defended = load_images(tmp_path / "store" / drawn[f"concept images of none@0 on {name}, cat"]).images.float()
         assert (put_back - base).abs().max() <= 1 < (defended - base).abs().max(), name
+
+    words = ["export", str(tmp_path / "tiny.yaml"), "cat/uce+negative_prompt", "--to", str(tmp_path / "exported")]
+    exported = CliRunner().invoke(app, [*words, "--store", str(tmp_path / "store")])
+    assert exported.exit_code == 0, exported.output
+    assert load_guard(tmp_path / "exported") == ("negative_prompt", {"text": "cat"})
 
     again = run(
         tmp_path / "again", tiny_folder, store=tmp_path / "store", defenses=defenses, attacks=attacks, budgets=[1]

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter
 
-from benchmark.config import config, registry
+from benchmark.config import config, imported, registry
 from benchmark.data import cards as data
 from benchmark.data.sets import SETS
 from benchmark.errors import ConfigError, TiterError, unknown
@@ -37,7 +37,9 @@ PACKAGES = (
 def listing(what: str) -> list[dict[str, str]]:
     """Name and one line of everything of a kind; a plug-in that cannot be imported is listed with the reason."""
     if what in KINDS:
-        return [{"name": name, "summary": summary(KINDS[what], name)} for name in registry.names(KINDS[what])]
+        found = [{"name": name, "summary": summary(KINDS[what], name)} for name in registry.names(KINDS[what])]
+        more = {"name": imported.USE, "summary": documentation(imported.Imported).split("\n")[0]}
+        return [*found, more] if what == "defenses" else found
     if what == "concepts":
         cards = [data.load_concept(name) for name in data.cards()]
         return [
@@ -87,6 +89,8 @@ def details(name: str) -> dict[str, Any]:
         return {"concept": data.describe(data.load_concept(name))}
     if name in data.cards():
         found["concept"] = data.describe(data.load_concept(name))
+    if name == imported.USE:
+        found["defense documentation"] = documentation(imported.Imported)
     if name in config.presets():
         found["preset"] = (config.PRESETS / f"{name}.yaml").read_text()
     if not found:

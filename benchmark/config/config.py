@@ -113,7 +113,7 @@ class Raw(Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=100)  # of a folder
     model: ModelText
-    concepts: tuple[str, ...] = Field(min_length=1)
+    concepts: tuple[str | tuple[str, ...], ...] = Field(min_length=1)
     defenses: tuple[str | dict[str, Any], ...] = Field(min_length=1)
     attacks: tuple[str | dict[str, Any], ...] = Field(min_length=1)
     metrics: tuple[str | dict[str, Any], ...] = Field(min_length=1)
@@ -263,7 +263,8 @@ def beside(values: Any, folder: Path) -> Any:
     if not isinstance(values, dict):
         return values
     lists = {key: values[key] for key in ("concepts", "attacks", "defenses") if isinstance(values.get(key), list)}
-    cards = {"concepts": [at(name) for name in lists["concepts"]]} if "concepts" in lists else {}
+    concepts = [[at(one) for one in item] if isinstance(item, list) else at(item) for item in lists.get("concepts", ())]
+    cards = {"concepts": concepts} if "concepts" in lists else {}
     attacks = {"attacks": [with_card(item, "develop") for item in lists["attacks"]]} if "attacks" in lists else {}
     defenses = {"defenses": [with_files(item) for item in lists["defenses"]]} if "defenses" in lists else {}
     subject = {"adaptation": with_card(values["adaptation"], "subject")} if "adaptation" in values else {}
@@ -295,12 +296,17 @@ def parse(values: Any) -> Config:
             raise ConfigError(unknown("defense in `against`:", label, labels_of(lists["defense"])))
     check_names(raw.claims, dict(lists), raw.budgets)
     for attack in lists["attack"]:
-        if attack.develop in raw.concepts:
+        if attack.develop in {name for item in raw.concepts for name in members(item)}:
             raise ConfigError(
                 f"expected {attack.label!r} to choose its settings on a concept that is not reported, "
                 f"got {attack.develop!r}: name another in `develop:`."
             )
     return Config(raw, lists["defense"], lists["attack"], lists["metric"], adaptation(raw.adaptation))
+
+
+def members(item: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The concepts of one item of `concepts`: one, or several that are erased together."""
+    return (item,) if isinstance(item, str) else item
 
 
 def adaptation(given: Adapt | None) -> Adaptation | None:
@@ -321,14 +327,19 @@ def restrict(config: Config, only: Mapping[str, tuple[str, ...]]) -> Config:
     """Keep the named concepts, defenses or attacks; the control stays, since every comparison needs it."""
     raw, parts = config.raw, {"defense": config.defenses, "attack": config.attacks}
     for what, wanted in only.items():
-        known = list(raw.concepts) if what == "concept" else [e.label for e in parts.get(what, ())]
+        known = (
+            ["+".join(members(item)) for item in raw.concepts]
+            if what == "concept"
+            else [e.label for e in parts.get(what, ())]
+        )
         if not known:
             raise ConfigError(unknown("--only key", what, ("concept", "defense", "attack")))
         for label in wanted:
             if label not in known:
                 raise ConfigError(unknown(what, label, known))
         if what == "concept":
-            raw = raw.model_copy(update={"concepts": tuple(c for c in raw.concepts if c in wanted)})
+            kept = tuple(item for item in raw.concepts if "+".join(members(item)) in wanted)
+            raw = raw.model_copy(update={"concepts": kept})
         else:
             parts[what] = tuple(e for e in parts[what] if e.label in wanted or e.use == "none")
     return dataclasses.replace(config, raw=raw, defenses=parts["defense"], attacks=parts["attack"])

@@ -53,6 +53,7 @@ class Imported:
     version: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset()
     fidelity: ClassVar[Literal["weights-only"]] = "weights-only"
+    takes_several: ClassVar[bool] = True  # a release for several concepts is named by all: `a+b`
 
     @property
     def badge(self) -> str:

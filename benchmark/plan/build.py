@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import product
 
 from benchmark.config import Config
 from benchmark.config.config import Adaptation
@@ -46,24 +47,30 @@ def build(
     if not any(d.use == "none" for d in defenses):
         defenses = (entry("defense", "none"), *defenses)
     for concept in concepts:
+        plan.groups |= {one.together: concept for one in concept.members}
         for defense in defenses:
-            released = not defense.unreleased(concept.name)
-            defend = add_defense(plan, concept, defense) if released else None
-            for attack in config.attacks:
+            unfit = UNRELEASED if defense.unreleased(concept.name) else alone(concept, defense)
+            defend = None if unfit else add_defense(plan, concept, defense)
+            for one, attack in product(concept.each, config.attacks):
                 if attack.against and defense.method.fidelity != "control" and defense.label not in attack.against:
                     continue
-                if not released:
-                    left_out = concept.name, concept.scenario, defense.label, attack.label
-                    plan.skipped.append(Skip(*left_out, UNRELEASED))
+                if unfit:
+                    plan.skipped.append(Skip(one.called, one.scenario, defense.label, attack.label, unfit))
                     continue
-                plan.cells += add_attack(plan, concept, defense, defend, attack)
-            if defend:
-                plan.cells += add_removal(plan, concept, defense, defend)
+                plan.cells += add_attack(plan, one, defense, defend, attack)
+            for one in concept.each if defend else ():
+                plan.cells += add_removal(plan, one, defense, str(defend))
     names = [cell.name for cell in plan.cells]
     if len(set(names)) < len(names):
         raise PlanError(f"expected different cells, got {max(names, key=names.count)} twice: rename with `as:`.")
     hide(plan)
     return plan
+
+
+def alone(concept: Concept, defense: Entry) -> str:
+    """Why a defense cannot erase a concept that is several; empty if it is one, or it can."""
+    single = [part.use for part in defense.chain if not part.method.takes_several]
+    return f"{single[0]} erases one concept at a time" if concept.members and single else ""
 
 
 def hide(plan: Plan) -> None:
@@ -98,7 +105,7 @@ def add_attack(plan: Plan, concept: Concept, defense: Entry, defend: str | None,
         reason = attack.method.objection(concept) or ""
     reason = reason or "the config has no budgets" * (idle and attack.changes != "sampling")
     if reason:
-        plan.skipped.append(Skip(concept.name, concept.scenario, defense.label, attack.label, reason))
+        plan.skipped.append(Skip(concept.called, concept.scenario, defense.label, attack.label, reason))
     if reason or idle:
         return []
     before = {"defense": defend} if defend else {}
@@ -120,7 +127,7 @@ def fitting(plan: Plan, concept: Concept, defense: Entry, attack: Entry) -> tupl
     unfit = {budget: attack.method.misfit(budget, plan.config.raw.sampling.steps) for budget in budgets}
     for budget, reason in unfit.items():
         if reason:
-            plan.skipped.append(Skip(concept.name, concept.scenario, defense.label, attack.label, reason, budget))
+            plan.skipped.append(Skip(concept.called, concept.scenario, defense.label, attack.label, reason, budget))
     return tuple(budget for budget, reason in unfit.items() if not reason)
 
 
@@ -129,7 +136,7 @@ def add_cell(
 ) -> Cell:
     """One cell. Before any attack it has the images and scores of every other such cell of its defense."""
     (defense, attack), (budget, seed) = methods, point
-    start = (concept.name, defense.label)
+    start = (concept.called, defense.label)
     if budget or start not in plan.starts:
         before = plan.requested
         images, scores, expected = evaluated(plan, concept, methods, budget, parents)
@@ -171,7 +178,7 @@ def evaluated(
         prompts = asked(plan, concept, split)
         if not prompts:
             continue
-        label = f"{split} images of {attack.label}@{budget} on {defense.label}, {concept.name}"
+        label = f"{split} images of {attack.label}@{budget} on {defense.label}, {concept.called}"
         if budget and split == "concept":
             task = attacked(plan, concept, attack, prompts, split, parents, label, budget)
         elif budget and trained:

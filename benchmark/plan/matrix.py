@@ -29,7 +29,7 @@ class Cell:
     @property
     def name(self) -> str:
         """How people name it, and what must be unique."""
-        return f"{self.concept.name}/{self.defense}/{self.attack}@{self.budget}#{self.seed}"
+        return f"{self.concept.called}/{self.defense}/{self.attack}@{self.budget}#{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Plan:
     requested: int = 0
     starts: dict[tuple[str, str], Start] = field(default_factory=dict, repr=False)
     guards: dict[str, float] = field(default_factory=dict, repr=False)  # defense -> passes, as a multiple of unguarded
+    groups: dict[tuple[str, ...], Concept] = field(default_factory=dict, repr=False)  # erased at once, by their names
     made: Once = field(default_factory=Once, repr=False)
 
     def once(self, things: tuple[object, ...], names: tuple[Hashable, ...], make: Callable[[], Made]) -> Made:

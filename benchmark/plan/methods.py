@@ -1,5 +1,7 @@
 """Tasks that train: defenses, attacks, attacks that follow another, and the trials of tuned ones."""
 
+from dataclasses import replace
+
 from benchmark.config.entries import Entry
 from benchmark.config.imported import USE
 from benchmark.data.cards import spread
@@ -15,7 +17,11 @@ ATTACKER: dict[str, Split] = {"concept": "attacker", "benign": "benign"}
 
 
 def add_defense(plan: Plan, concept: Concept, defense: Entry) -> str | None:
-    """The task that trains a defense, after the one it builds on; None for the control, which is the base itself."""
+    """The task that trains a defense, after the one it builds on; None for the control, which is the base itself.
+
+    A concept that is erased together with others is erased with them.
+    """
+    concept = plan.groups.get(concept.together, concept)
     if defense.method.fidelity == "control":
         return None
     if defense.use == USE:
@@ -30,6 +36,7 @@ def add_defense(plan: Plan, concept: Concept, defense: Entry) -> str | None:
             fields=defense.fields,
             base=plan.base,
             concept=concept,
+            prompts=tuple(replace(p, label=None) for split in defense.method.reads for p in concept.of(split)),
             parents={**roles, **({"defense": below} if below else {})},
             label=f"{defense.label} on {concept.name}",
             passes=defense.method.passes(),

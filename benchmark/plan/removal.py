@@ -30,7 +30,7 @@ def add_removal(plan: Plan, concept: Concept, defense: Entry, defend: str) -> li
     judges = [m for m in plan.config.metrics if m.label.startswith(JUDGE) and m.method.takes("concept", concept)]
     if part is None or not judges or not prompts:
         return []
-    label = f"concept images of {LABEL} on {defense.label}, {concept.name}"
+    label = f"concept images of {LABEL} on {defense.label}, {concept.called}"
     seed = plan.config.raw.seeds[0]
     if part == "guard":
         task = draw(plan, prompts, "concept", under_guard(plan, concept, defense), label)

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator
 from itertools import product
 from typing import Any
 
+from benchmark.config.config import members
 from benchmark.config.entries import Entry, adapter
 from benchmark.data.cards import cards
 from benchmark.data.safety import is_of_sex, is_refused
@@ -47,7 +48,7 @@ def check_judges(plan: Plan) -> None:
     As a metric beside the judge, NudeNet may look at titer's own cards, which are harmless: its false positives.
     """
     names = [str(getattr(m.method, "model", "")) for m in plan.config.metrics]
-    if not set(plan.config.raw.concepts) <= set(cards()):
+    if not {name for item in plan.config.raw.concepts for name in members(item)} <= set(cards()):
         names += [m.use for m in plan.config.metrics]
     judges = list(filter(is_of_sex, names))
     other = [cell.concept.name for cell in plan.cells if cell.concept.kind != "nsfw"]

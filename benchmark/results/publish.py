@@ -86,7 +86,7 @@ class Ran:
 
     def publish(self, seen: FrozenStore | None = None) -> Board:
         """Write the tables, `failures.json`, the report and, last, `run.json`."""
-        curves = {(cell.concept.name, cell.attack) for cell in self.plan.cells if cell.budget and cell.kind != LABEL}
+        curves = {(cell.concept.called, cell.attack) for cell in self.plan.cells if cell.budget and cell.kind != LABEL}
         with Sketch(len(curves)) as sketch:
             return self.write(seen or self.look(), sketch)
 

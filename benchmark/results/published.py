@@ -73,7 +73,8 @@ def inputs(source: str, only: str, base: str) -> str:
     """
     raw = configs.Raw.model_validate(configs.read(source))
     listed = {kind: getattr(raw, FOLDERS[kind]) for kind in FOLDERS}
-    named = [*raw.concepts, *(item["develop"] for item in raw.attacks if isinstance(item, dict) and "develop" in item)]
+    named = [name for item in raw.concepts for name in configs.members(item)]
+    named += [*(item["develop"] for item in raw.attacks if isinstance(item, dict) and "develop" in item)]
     if raw.adaptation:
         named.append(raw.adaptation.subject)
     cards = [load_concept(name, model=raw.model) for name in named]

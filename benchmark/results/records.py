@@ -36,7 +36,7 @@ def identify(plan: Plan, cell: Cell) -> dict[str, Any]:
     return {
         "model": plan.config.raw.model,
         "scenario": cell.concept.scenario,
-        "concept": cell.concept.name,
+        "concept": cell.concept.called,
         "defense": cell.defense,
         "attack": cell.attack,
         "budget": cell.budget,
@@ -107,7 +107,7 @@ def cells(
     aimed = {entry.label for entry in plan.config.attacks if entry.against}
     taken = {entry.label for entry in plan.config.defenses if any(part.use == USE for part in entry.chain)}
     parts = {entry.label: removable(entry) for entry in plan.config.defenses}
-    rates = {cell.concept.name: calibrated(plan, cell) for cell in plan.cells}
+    rates = {cell.concept.called: calibrated(plan, cell) for cell in plan.cells}
     for cell in plan.cells:
         keys = [cell.images["concept"], *cell.scores.values()]
         broken = sorted((k for k in keys if not store.has(k)), key=lambda k: k not in skipped and k not in failed)
@@ -120,7 +120,7 @@ def cells(
             | {"expected": cell.expected, "key": cell.images["concept"], "note": (notes or {}).get(cell.name, "")}
             | {"aimed": cell.attack in aimed, "imported": cell.defense in taken}
             | {"removable": parts[cell.defense] if cell.kind == LABEL else None}
-            | rates[cell.concept.name]
+            | rates[cell.concept.called]
         )
     for skip in plan.skipped:
         empty = {"budget": skip.budget, "seed": 0, "kind": "none", "expected": 0, "key": "", "note": ""}
@@ -149,7 +149,7 @@ def costs(plan: Plan, store: Store) -> pd.DataFrame:
     """
     found = []
     badges = {entry.label: " + ".join(part.method.badge for part in entry.chain) for entry in plan.config.defenses}
-    seen = {(cell.concept.name, cell.defense): cell for cell in plan.cells}
+    seen = {(cell.concept.called, cell.defense): cell for cell in plan.cells}
     for cell in seen.values():
         done = [key for key in lineage(plan, cell.defend) if store.has(key)]
         spent = [store.meta(key)["cost"] for key in done]

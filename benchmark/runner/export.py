@@ -1,5 +1,8 @@
 """A cell's model as a standard diffusers folder: what a user deploys, and what anybody can attack.
 
+A guard is no part of a model: the folder has the model under it, and `guard.json` beside, which says what stands in
+front.
+
 An attack that learned adapters or words can be written alone, to be put on the defended model:
 
     pipe = DiffusionPipeline.from_pretrained(DEFENDED)       titer export CONFIG concept/defense --to DEFENDED
@@ -19,7 +22,7 @@ from benchmark.errors import ConfigError, FolderError, StoreError, unknown
 from benchmark.model.weights import family_of
 from benchmark.plan import Cell, Plan
 from benchmark.runner.stages import Bench
-from benchmark.store.artifacts import ADAPTER, PROMPTS, WORDS
+from benchmark.store.artifacts import ADAPTER, PROMPTS, WORDS, load_guard, save_guard
 from benchmark.store.files import share
 from benchmark.types import Snapshot
 
@@ -33,7 +36,7 @@ def find_cell(plan: Plan, name: str) -> Cell:
     cells = {cell.name: cell for cell in plan.cells}
     for cell in plan.cells:
         if cell.budget == 0:
-            cells.setdefault(f"{cell.concept.name}/{cell.defense}", cell)
+            cells.setdefault(f"{cell.concept.called}/{cell.defense}", cell)
     if name not in cells:
         raise ConfigError(unknown("cell", name, cells))
     return cells[name]
@@ -67,6 +70,8 @@ def export(plan: Plan, bench: Bench, cell: Cell, folder: Path, *, attack_only: b
     else:
         model = bench.model_for(task)
         family_of(bench.folder).module.pipeline(bench.folder, **model.components).save_pretrained(folder)
+        for guard in filter(None, (load_guard(bench.store.path(key)) for key in bench.lineage(task))):
+            save_guard(folder, *guard)
     found = [text for snapshot in snapshots[-1:] for text in snapshot.prompts]
     if found:
         (folder / PROMPTS).write_text(json.dumps(found, indent=1))

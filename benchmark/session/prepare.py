@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmark.config import Config
 from benchmark.config.imported import USE
-from benchmark.data import load_concept
+from benchmark.data import load_concept, together
 from benchmark.errors import ConfigError, DataError, unknown
 from benchmark.model import bases
 from benchmark.plan import Plan, build
@@ -99,7 +99,7 @@ def cards(config: Config) -> dict[str, Any]:
     """
     card = partial(load_concept, model=config.raw.model)
     return {
-        "concepts": [card(name) for name in config.raw.concepts],
+        "concepts": [together.load(item, config.raw.model) for item in config.raw.concepts],
         "subject": card(config.adaptation.subject) if config.adaptation else None,
         "development": {entry.develop: card(entry.develop) for entry in config.attacks if entry.develop},
     }

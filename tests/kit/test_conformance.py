@@ -164,3 +164,22 @@ def test_a_method_is_held_to_what_it_requires(model: Model, concept: Concept) ->
     with conformance.says_what_it_uses(esd(sampler="pndm", scope="u-old"), model, concept):
         uses["schedule"](), uses["u-old"]()
     assert dict(vars(type(model))) == before
+
+
+def test_a_method_is_held_to_the_prompts_that_it_says_it_reads(model: Model, concept: Concept) -> None:
+    """Texts of the card that are not in a result's key could change without its being computed again."""
+    uce, lora = find("defense", "uce"), find("attack", "lora")
+    with conformance.says_what_it_uses(uce(erase="defender", keep="prior"), model, concept):
+        concept.of("defender"), concept.of(split="prior")
+    with (
+        pytest.raises(PluginError, match="`reads` to name: defender, got one that reads those of prior"),
+        conformance.says_what_it_uses(uce(erase="defender"), model, concept),
+    ):
+        concept.of("prior")
+    with conformance.says_what_it_uses(lora(), model, concept):
+        concept.of("attacker")
+    with (
+        pytest.raises(PluginError, match="an attack that reads the attacker's prompts alone"),
+        conformance.says_what_it_uses(lora(), model, concept),
+    ):
+        concept.of("concept")

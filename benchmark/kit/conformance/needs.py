@@ -1,10 +1,14 @@
-"""What a method requires of a family of models, it says: a family that lacks it is refused with the plan."""
+"""What a method requires of a family of models, and which prompts it reads, it says.
+
+A family that lacks the first is refused with the plan; the second is part of the key under which a result is kept.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, get_args
 from unittest.mock import patch
 
+from attacks.base import Attack
 from benchmark.diffusion import Model
 from benchmark.kit.conformance.expect import expect
 from benchmark.types import Concept, Requirement
@@ -18,21 +22,28 @@ def says_what_it_uses(method: Any, model: Model, concept: Concept) -> Iterator[N
     asked, known = method.requires(concept), get_args(Requirement)
     strange = sorted(set(asked) - set(known))
     expect(not strange, f"`requires` to name some of {', '.join(known)}", strange)
-    cls, used = type(model), set[str]()
+    cls, used, read = type(model), set[str](), set[str]()
+    may = {"attacker"} if isinstance(method, Attack) else set(getattr(method, "reads", ()))
     with ExitStack() as stack:
         for name, requirement in USES.items():
             stack.enter_context(patch.object(cls, name, noting(getattr(cls, name), used, requirement)))
         stack.enter_context(patch.object(cls, "scope", noting(cls.scope, used, None)))
+        stack.enter_context(patch.object(Concept, "of", noting(Concept.of, read, None)))
         yield
     missing = sorted(used & set(known) - set(asked))
     expect(not missing, f"`requires` to name {', '.join(missing)}, which it uses", asked)
+    theirs = sorted(read - may)
+    known_by = "an attack that reads the attacker's prompts alone" if isinstance(method, Attack) else "`reads` to name"
+    expect(
+        not theirs, f"{known_by}: {', '.join(sorted(may)) or 'none'}", f"one that reads those of {', '.join(theirs)}"
+    )
 
 
 def noting(call: Callable[..., Any], used: set[str], what: str | None) -> Callable[..., Any]:
-    """A method of the model that notes what it stands for; None: its first argument."""
+    """A method of a model or a card that notes what it stands for; None: its first argument."""
 
-    def noted(model: Model, *words: Any, **more: Any) -> Any:
-        used.add(what if what is not None else str(words[0]))
-        return call(model, *words, **more)
+    def noted(whose: Any, *words: Any, **more: Any) -> Any:
+        used.add(what if what is not None else str(next(iter([*words, *more.values()]))))
+        return call(whose, *words, **more)
 
     return noted

@@ -76,6 +76,7 @@ LEADERBOARD: dict[str, tuple[str, str]] = {
     "presence_removed": ("part put back", "Presence with just that part put back: a control, which enters no rank."),
     "presence_removed_low": ("part put back: from", "Lower end of its interval."),
     "presence_removed_high": ("part put back: to", "Upper end of its interval."),
+    "worst_concept": ("worst concept", "The concept that is there most under the worst attack; of one alone, none."),
     "second_judge": ("second judge", "Identity of the second judge."),
     "judge_disagreement": ("judges differ", "Share of images on which the two judges differ."),
     "judge_kappa": ("judges' kappa", "Cohen's kappa of the two judges: 1 is agreement, 0 is chance."),

@@ -67,7 +67,7 @@ class Pictures:
     def __post_init__(self) -> None:
         first = min((cell.seed for cell in self.plan.cells), default=0)
         cells = [cell for cell in self.plan.cells if cell.seed == first]
-        self.at = {(cell.concept.name, cell.defense, cell.attack, cell.budget): cell for cell in cells}
+        self.at = {(cell.concept.called, cell.defense, cell.attack, cell.budget): cell for cell in cells}
 
     def read(self, key: str, side: int, is_blurred: bool) -> dict[str, str]:
         """Data URIs of the first image of each prompt, by prompt id; nothing where the file cannot be read."""
@@ -177,4 +177,4 @@ def verdict(value: float | None) -> Verdict:
 
 def defended(plan: Plan) -> list[tuple[str, str]]:
     """Each concept and defense but the control, in the plan's order."""
-    return list(dict.fromkeys((c.concept.name, c.defense) for c in plan.cells if c.defense != CONTROL))
+    return list(dict.fromkeys((c.concept.called, c.defense) for c in plan.cells if c.defense != CONTROL))
