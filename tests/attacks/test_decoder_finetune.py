@@ -36,6 +36,7 @@ def test_only_the_decoder_moves(model: Model, concept: Concept, examples: Exampl
     assert all(name.startswith(tuple(f"vae.{part}" for part in PARTS)) for name in moved)
 
 
+@pytest.mark.slow
 def test_it_restores_what_a_decoder_has_lost(model: Model, concept: Concept, examples: Examples) -> None:
     """A decoder that answers white for everything reconstructs again."""
     bias = "vae.decoder.conv_out.bias"

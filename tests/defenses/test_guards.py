@@ -60,7 +60,9 @@ def test_a_guard_says_what_it_costs(name: str, model: Model, concept: Concept) -
         assert spent == 2 * method.guided_passes(scale), scale
 
 
-@pytest.mark.parametrize("preset", ["weak", "medium", "strong", "max"])
+@pytest.mark.parametrize(
+    "preset", ["medium", *(pytest.param(p, marks=pytest.mark.slow) for p in ("weak", "strong", "max"))]
+)
 def test_sld_draws_what_the_pipeline_of_diffusers_draws(model: Model, preset: str) -> None:
     method = SLD(**SLD.presets[preset], words="a cat")  # type: ignore[arg-type]
     pipe = StableDiffusionPipelineSafe(

@@ -104,7 +104,8 @@ def test_pndm_is_the_multistep_of_the_paper(double: Model) -> None:
     """A trapezoid first, for which the second step is asked about twice; then Adams-Bashforth of order 2, 3 and 4."""
     predict, seen = guided(double), set()
     grid = [876, 751, 626, 501, 376, 251, 126, 1]
-    for seed in range(24):
+    firsts = {int(torch.randint(8, (), generator=torch.Generator().manual_seed(seed))): seed for seed in range(24)}
+    for seed in firsts.values():  # one for each k
         k, z, z_t, t = drawn(double, "pndm", 8, seed)
         assert t == [876, 751, *grid[1:]][k]
         known: list[Tensor] = []

@@ -160,6 +160,7 @@ def draw(rng: np.random.Generator, spread: dict[str, float], images: int = 4) ->
     return y.mean(axis=-1), list(y.reshape(-1, images))
 
 
+@pytest.mark.slow
 def test_variance_components_are_unbiased() -> None:
     spread = dict(zip(SOURCES, (0.5, 0.4, 0.3, 0.2, 0.6, 0.3, 0.5), strict=True))
     rng = np.random.default_rng(0)
@@ -191,6 +192,7 @@ def test_what_lacks_the_most_is_dropped() -> None:
     assert complete(set()) == ([], [], [])
 
 
+@pytest.mark.slow
 def test_shares_sum_to_one_and_follow_what_was_put_in() -> None:
     data = noisy("aegis", "esd", "imma", concepts=("cat", "dog"), seeds=(0, 1))
     table = make(data).variance

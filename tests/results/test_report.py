@@ -419,6 +419,7 @@ def test_writing_a_report_needs_no_torch() -> None:
         }, file
 
 
+@pytest.mark.slow
 def test_a_large_boards_figures_are_the_same_drawn_by_a_second_process(run: Run) -> None:
     """Many defenses, so that all dashes are used; a missing point and a missing interval."""
     frame, leaders = run[2].curves, run[2].leaderboard

@@ -176,6 +176,7 @@ def test_what_was_in_the_store_is_not_told_again() -> None:
     assert more == {"tasks/found": 1, "tasks/ran": 1, "tasks/skipped": 1}
 
 
+@pytest.mark.slow
 def test_a_run_is_tracked_from_start_to_finish_and_stays_the_same(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

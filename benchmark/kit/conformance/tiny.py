@@ -35,6 +35,7 @@ SMALL: Mapping[str, Any] = {
     "u2_batch": 3,
     "u2_adapt": 2,
     "u2_batches": 2,
+    "lora_steps": 2,
     "d1_lr": 1e-3,
     "d2_lr": 1e-3,
     "u1_lr": 1e-3,
