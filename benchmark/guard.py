@@ -113,7 +113,7 @@ def behind_guard(family: type[Model]) -> type[Any]:
 
 
 def guarded(model: Model, guard: Guard, scale: float) -> Model:
-    """A model behind a guard, which draws with guidance `scale`; it has its own guard's place if it has one."""
+    """A model behind a guard, which draws with guidance `scale`; a guard that it has gives way."""
     if isinstance(model, Guarded):
         model = model.plain
     own = {f.name: getattr(model, f.name) for f in fields(model) if f.init}

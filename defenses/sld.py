@@ -14,7 +14,7 @@ Differs   the text is the concept's phrase by default, as peers use it for objec
           authors' list without its words about children, which no model is asked to read here, and without diffusers'
           "an image showing" in front (`prefix`). delta counts steps of 50: another number of steps has the same share.
           Of a flow, phi is taken of the noise that the velocities mean, and q and nu are velocities. Deterministic
-          sampler where the paper has LMS.
+          sampler where the paper has LMS. Who searches prompts on the guarded model meets it without momentum.
 Symbols   eps_p, eps_u, eps_s predictions for prompt, empty text and safety text; nu momentum; w guidance.
 Protects  against prompts, while the guard is there and w > 1. Who draws on his own leaves it out. On the embedded
           model, at its guidance of 3, only `max` does anything: presence in 16 images of a bomb goes from 1 to 0, of
@@ -94,7 +94,7 @@ class SLD(GuardDefense):
     fidelity = "official-matched"
     matched = (
         "run beside StableDiffusionPipelineSafe of diffusers 0.42.1 on a random model, 50 DDIM steps, the presets weak "
-        "to max: latents are the same to 1e-4, in float32. No trained weights, no GPU"
+        "to max: images are the same to 1e-4, in float32. No trained weights, no GPU"
     )
 
     def requires(self, concept: Concept) -> tuple[Requirement, ...]:

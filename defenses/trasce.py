@@ -13,7 +13,8 @@ Paper     https://arxiv.org/abs/2412.07658
 Code      SonyResearch/TraSCE @ 8e3813b; its script's defaults (15, 5) are not the paper's (gamma, sigma)
 Differs   the norm is of each image alone, where the release runs batches of one image; sigma is of a latent of 16,384
           numbers: another size has sigma sqrt(size / 16,384). Of a flow, the norm is of the noise that the velocities
-          mean. Deterministic DDIM (or Euler), as the release.
+          mean. Deterministic DDIM (or Euler), as the release. Who searches prompts on the guarded model sees the
+          composed prediction; the move of the latents is met on a trajectory alone.
 Symbols   eps_p, eps_n, eps_u predictions for prompt, concept and empty text; w guidance.
 Protects  against prompts, while the guard is there and w > 1. Who draws on his own leaves it out. On the embedded
           model, at its guidance of 3, presence in 16 images of a bomb goes from 1 to 0.56, of the style noto from 0.88

@@ -35,6 +35,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
+from benchmark.diffusion import Model
 from benchmark.kit.conformance import tiny_pipeline
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -276,3 +277,21 @@ def write(name: str, folder: Path) -> Path:
         torch.random.default_generator.manual_seed(0)
         PIPELINES[name]().save_pretrained(folder)
     return folder
+
+
+def stock(model: Model, kind: type[Any] = StableDiffusionPipeline) -> Any:
+    """The pipeline of diffusers with a U-Net model's own parts, and DDIM as we sample."""
+    found = kind(
+        vae=model.vae,
+        text_encoder=model.text_encoder,
+        tokenizer=model.tokenizer,
+        unet=model.denoiser,
+        scheduler=DDIMScheduler(
+            **BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="epsilon"
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    found.set_progress_bar_config(disable=True)
+    return found

@@ -4,14 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch.nn import functional as F
 
 from benchmark.diffusion import Model, batches, denoising_loss, difference, sample
 from benchmark.model.generate import generate, start_noise
 from benchmark.types import Delta, Prompt
+from tests.pipelines import stock
 
-BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 PROMPTS = [Prompt(text=text, split="concept") for text in ("a cat", "dog", "key", "car")]
 
 
@@ -55,19 +54,7 @@ def test_noising_agrees_with_diffusers(model: Model) -> None:
 
 def test_sampling_agrees_with_the_diffusers_pipeline(model: Model) -> None:
     """Same start, same prompt, same steps: our images are the library's."""
-    pipe = StableDiffusionPipeline(
-        vae=model.vae,
-        text_encoder=model.text_encoder,
-        tokenizer=model.tokenizer,
-        unet=model.unet,
-        scheduler=DDIMScheduler(
-            **BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="epsilon"
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
+    pipe = stock(model)
     z_T = start_noise([5, 6], model.latent_shape)
     settings = {"num_inference_steps": 4, "guidance_scale": 3.0, "height": 8, "width": 8, "output_type": "pt"}
     theirs = pipe(["a cat", "dog"], latents=z_T, **settings).images

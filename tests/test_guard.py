@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -23,9 +22,9 @@ from benchmark.plan import build
 from benchmark.plan.task import GUIDANCE
 from benchmark.store.artifacts import load_guard, load_images
 from defenses.negative_prompt import Away, NegativePrompt
+from tests.pipelines import stock
 from tests.runs import run, tiny_config
 
-BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 NEGATIVE = ["none", "negative_prompt"]
 
 
@@ -115,17 +114,7 @@ def test_a_copy_of_a_guarded_model_is_guarded_and_a_second_guard_takes_the_place
 
 
 def test_a_negative_prompt_is_that_of_the_pipeline_of_diffusers(model: Model) -> None:
-    pipe = StableDiffusionPipeline(
-        vae=model.vae,
-        text_encoder=model.text_encoder,
-        tokenizer=model.tokenizer,
-        unet=model.denoiser,
-        scheduler=DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
+    pipe = stock(model)
     z = noise(model)
     theirs = pipe(
         ["a dog", "a key"],
@@ -188,6 +177,8 @@ def test_a_guard_may_stand_on_a_trained_defense_and_removed_leaves_it(tmp_path: 
     assert ("esd", "removal") not in at
     with pytest.raises(ConfigError, match="expected at most one guard"):
         planned(tmp_path, defenses=["none", "negative_prompt+negative_prompt"])
+    with pytest.raises(ConfigError, match="expected at most one guard, and as the last part"):
+        planned(tmp_path, defenses=["none", "negative_prompt+uce"])
 
 
 @pytest.mark.slow

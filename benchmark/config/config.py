@@ -327,19 +327,15 @@ def restrict(config: Config, only: Mapping[str, tuple[str, ...]]) -> Config:
     """Keep the named concepts, defenses or attacks; the control stays, since every comparison needs it."""
     raw, parts = config.raw, {"defense": config.defenses, "attack": config.attacks}
     for what, wanted in only.items():
-        known = (
-            ["+".join(members(item)) for item in raw.concepts]
-            if what == "concept"
-            else [e.label for e in parts.get(what, ())]
-        )
+        items = {"+".join(members(item)): item for item in raw.concepts}
+        known = list(items) if what == "concept" else labels_of(parts.get(what, ()))
         if not known:
             raise ConfigError(unknown("--only key", what, ("concept", "defense", "attack")))
         for label in wanted:
             if label not in known:
                 raise ConfigError(unknown(what, label, known))
         if what == "concept":
-            kept = tuple(item for item in raw.concepts if "+".join(members(item)) in wanted)
-            raw = raw.model_copy(update={"concepts": kept})
+            raw = raw.model_copy(update={"concepts": tuple(item for name, item in items.items() if name in wanted)})
         else:
             parts[what] = tuple(e for e in parts[what] if e.label in wanted or e.use == "none")
     return dataclasses.replace(config, raw=raw, defenses=parts["defense"], attacks=parts["attack"])

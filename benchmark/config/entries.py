@@ -68,14 +68,8 @@ class Entry:
 
     @property
     def is_guard(self) -> bool:
-        """Whether it, or what it builds on, acts while the model draws."""
-        return any(hasattr(part.method, "guard") for part in self.chain)
-
-    @property
-    def under_guard(self) -> "Entry | None":
-        """What is left without the guard; None if nothing is."""
-        below = self.after.under_guard if self.after else None
-        return below if hasattr(self.method, "guard") else dataclasses.replace(self, after=below)
+        """Whether it acts while the model draws; of a composed defense the last part, on what the others trained."""
+        return hasattr(self.method, "guard")
 
     @property
     def changes(self) -> str:
@@ -172,8 +166,8 @@ def composed(kind: PluginKind, name: str, known: Mapping[str, Entry]) -> Entry:
         raise ConfigError(f"expected an imported change first, got {shown(name)}: it is one of the base alone.")
     if top.after is not None:
         raise ConfigError(f"expected a plain defense after the last +, got {shown(right)}: compose it from the left.")
-    if before.is_guard and top.is_guard:
-        raise ConfigError(f"expected at most one guard, got two in {shown(name)}: the second would take its place.")
+    if before.is_guard:
+        raise ConfigError(f"expected at most one guard, and as the last part, got {shown(name)}: put {left} last.")
     return dataclasses.replace(top, label=name, after=before)
 
 

@@ -45,16 +45,13 @@ def add_defense(plan: Plan, concept: Concept, defense: Entry) -> str | None:
     scale = plan.config.raw.sampling.guidance
     if hasattr(defense.method, "guard"):
         plan.guards[key] = defense.method.guided_passes(scale) / (1 if scale == 1.0 else 2)
-    elif below in plan.guards:
-        plan.guards[key] = plan.guards[below]
     return key
 
 
-def under_guard(plan: Plan, concept: Concept, defense: Entry) -> dict[str, str]:
-    """The defended model's parents for who has its weights in his hands: a guard is no part of them."""
-    rest = defense.under_guard
-    key = add_defense(plan, concept, rest) if rest else None
-    return {"defense": key} if key else {}
+def under_guard(plan: Plan, guard: str) -> dict[str, str]:
+    """The defended model's parents for who has its weights in his hands: a guard, a task's key, is no part of them."""
+    parents = plan.tasks[guard].parents
+    return {"defense": parents["defense"]} if "defense" in parents else {}
 
 
 def imported(plan: Plan, concept: Concept, defense: Entry) -> str:
@@ -98,7 +95,7 @@ def attack_task(
         roles |= trials(plan, defense, attack, budgets)
     passes = max(which.method.passes(max(budgets)) for which in attack.trials or (attack,))
     if defense.is_guard and attack.method.changes == "weights":
-        before = under_guard(plan, concept, defense)
+        before = under_guard(plan, before["defense"])
     replayed = attack.method.access == "text encoder" and not attack.after
     if defense.is_guard and attack.method.changes == "prompts" and not replayed:
         scale = plan.config.raw.sampling.guidance

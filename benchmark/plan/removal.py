@@ -33,7 +33,7 @@ def add_removal(plan: Plan, concept: Concept, defense: Entry, defend: str) -> li
     label = f"concept images of {LABEL} on {defense.label}, {concept.called}"
     seed = plan.config.raw.seeds[0]
     if part == "guard":
-        task = draw(plan, prompts, "concept", under_guard(plan, concept, defense), label)
+        task = draw(plan, prompts, "concept", under_guard(plan, defend), label)
     else:
         swap = entry("attack", {"use": "component_swap", "part": part, "as": LABEL})
         parents = {"defense": defend}

@@ -4,7 +4,6 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from diffusers.pipelines.deprecated.stable_diffusion_safe import StableDiffusionPipelineSafe
 from torch import Tensor
 
@@ -17,8 +16,8 @@ from defenses.negative_prompt import NegativePrompt
 from defenses.safree import SAFREE, Filter, end_of, masked, pooled, projection, triggers
 from defenses.sld import SLD, Safety
 from defenses.trasce import Steering, TraSCE
+from tests.pipelines import stock
 
-BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 METHODS: dict[str, GuardDefense] = {
     "negative_prompt": NegativePrompt(),
     "sld": SLD(**SLD.presets["max"]),  # type: ignore[arg-type]
@@ -65,17 +64,7 @@ def test_a_guard_says_what_it_costs(name: str, model: Model, concept: Concept) -
 )
 def test_sld_draws_what_the_pipeline_of_diffusers_draws(model: Model, preset: str) -> None:
     method = SLD(**SLD.presets[preset], words="a cat")  # type: ignore[arg-type]
-    pipe = StableDiffusionPipelineSafe(
-        vae=model.vae,
-        text_encoder=model.text_encoder,
-        tokenizer=model.tokenizer,
-        unet=model.denoiser,
-        scheduler=DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
+    pipe = stock(model, StableDiffusionPipelineSafe)
     pipe.safety_concept = "a cat"
     theirs = pipe(
         ["a dog", "a key"],
