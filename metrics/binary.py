@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmark.model.places import ABSENT, digest
+from benchmark.model.towers import check_tower, load_tower, tower_identity
 from benchmark.types import Concept, Prompt
 from metrics.judge import CALIBRATION, Judge, Rule, Seen, check_binary, one_label
 from metrics.nudenet import NudeNet
-from metrics.towers import check_tower, load_tower, tower_identity
-from metrics.weights import ABSENT, digest
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmark.model.places import OFFLINE, cached_file, cached_weights, fetched, local, place_identity, wanted_hash
+from benchmark.model.towers import as_pictures
 from benchmark.types import ELSE, Concept
 from metrics.judge import CALIBRATION, Judge, Rule, Seen
-from metrics.towers import as_pictures
-from metrics.weights import OFFLINE, cached_file, cached_weights, fetched, local, place_identity, wanted_hash
 
 
 class Classifier(Judge):

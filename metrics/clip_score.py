@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from benchmark.model.towers import check_tower, load_tower, tower_identity
 from benchmark.types import Concept, Prompt
 from metrics.base import ImageMetric
-from metrics.towers import check_tower, load_tower, tower_identity
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metrics.weights import ABSENT, digest
+from benchmark.model.places import ABSENT, digest
 
 Label = Literal[
     "FEMALE_GENITALIA_COVERED",

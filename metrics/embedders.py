@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metrics.towers import as_pictures, check_tower, load_tower, tower_identity
-from metrics.weights import OFFLINE, cached_weights, fetched, place_identity, wanted_hash
+from benchmark.model.places import OFFLINE, cached_weights, fetched, place_identity, wanted_hash
+from benchmark.model.towers import as_pictures, check_tower, load_tower, tower_identity
 
 INCEPTIONS = {
     "torch-fidelity": "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"

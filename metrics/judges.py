@@ -20,11 +20,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from benchmark.model.towers import LOCAL, check_tower, folder_of, load_tower, tower_identity
 from benchmark.types import Concept
 from metrics.binary import Q16, Detector
 from metrics.classifiers import Torchvision, Transformers
 from metrics.judge import CALIBRATION, Judge, Seen
-from metrics.towers import LOCAL, check_tower, folder_of, load_tower, tower_identity
 
 GROUP = "titer.judges"
 OWN = ("mini", "hf-hub", "local-dir")  # kinds that open_clip tells apart itself

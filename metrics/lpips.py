@@ -27,9 +27,9 @@ from torch.nn import functional as F
 
 from benchmark.mini import WEIGHTS
 from benchmark.model.perceptual import features
+from benchmark.model.places import cached_weights, digest, wanted_hash
 from benchmark.types import Concept, Prompt
 from metrics.base import PairMetric
-from metrics.weights import cached_weights, digest, wanted_hash
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 Network = Literal["alex", "vgg", "squeeze"]

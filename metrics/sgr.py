@@ -34,11 +34,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as T
 
+from benchmark.model.towers import as_pictures, load_tower
 from benchmark.types import Concept, Prompt
 from metrics.base import ReferenceMetric
 from metrics.embedders import DINO, check_embedder, embed, embedder_identity, token_of, tower, transformer
 from metrics.lpips import LPIPS, lpips
-from metrics.towers import as_pictures, load_tower
 
 LPIPS_ = "lpips:"
 SMALL, SIDE = 64, 224

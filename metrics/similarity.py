@@ -23,9 +23,9 @@ from torch.nn import functional as F
 
 from benchmark.mini import WEIGHTS
 from benchmark.mini.subjects import BACKGROUNDS, draw
+from benchmark.model.towers import check_tower, load_tower, tower_identity
 from benchmark.types import Concept, Prompt
 from metrics.base import ImageMetric
-from metrics.towers import check_tower, load_tower, tower_identity
 
 HELD_OUT = 32  # drawings
 

@@ -25,7 +25,7 @@ from tests.bench.table import Line, Row, as_json, compared, markdown
 from tests.bench.training import Bed, Case
 from tests.runs import write_config
 
-GUARDS = ("negative_prompt", "safree", "sld", "trasce")
+GUARDS = ("negative_prompt", "safety_checker", "safree", "sld", "trasce")
 FACTS = {
     "cores": 2,
     "processor": "x",

@@ -35,7 +35,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (  # each floor's rooms do not import each
 )
 FOR_METHODS = {
     *("benchmark.types", "benchmark.diffusion", "benchmark.guard", "benchmark.mini", "benchmark.mini.subjects"),
-    *("benchmark.model.adapters", "benchmark.model.perceptual"),
+    *("benchmark.model.adapters", "benchmark.model.perceptual", "benchmark.model.towers", "benchmark.model.places"),
 }
 
 

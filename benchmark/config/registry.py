@@ -34,7 +34,7 @@ SHARED: dict[PluginKind, set[str]] = {
         *("templates", "text_rows"),
     },
     "attack": {"search", "trainer", "words"},
-    "metric": {"binary", "classifiers", "detector", "embedders", "judge", "judges", "sets", "towers", "weights"},
+    "metric": {"binary", "classifiers", "detector", "embedders", "judge", "judges", "sets"},
 }
 # What this process registered.
 OWN: dict[tuple[PluginKind, str], type[Any]] = {}

@@ -113,7 +113,7 @@ class Ran:
 
     def noted(self, seen: FrozenStore) -> dict[str, Any]:
         """What `published` says of the tables that were just written."""
-        from metrics.weights import HASHED
+        from benchmark.model.places import HASHED
 
         is_done = not self.failed and not self.skipped and len(seen.markers) == len(self.plan.tasks)
         known = is_done and self.only is not None

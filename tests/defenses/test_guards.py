@@ -1,18 +1,27 @@
 """The guards beside their papers' equations and other implementations."""
 
+from copy import deepcopy
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers.pipelines.deprecated.stable_diffusion_safe import StableDiffusionPipelineSafe
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
+from transformers import CLIPConfig, CLIPImageProcessor
 
+from benchmark.data import load_concept
 from benchmark.diffusion import Model, sample
 from benchmark.guard import Guard, guarded
 from benchmark.kit.conformance import check_defense
+from benchmark.model.towers import load_tower
 from benchmark.types import Concept
 from defenses.base import GuardDefense
 from defenses.negative_prompt import NegativePrompt
+from defenses.safety_checker import Checker, Known, SafetyChecker, of
 from defenses.safree import SAFREE, Filter, end_of, masked, pooled, projection, triggers
 from defenses.sld import SLD, Safety
 from defenses.trasce import Steering, TraSCE
@@ -24,6 +33,7 @@ METHODS: dict[str, GuardDefense] = {
     "trasce": TraSCE(),
     "safree": SAFREE(margin=-0.9),  # every token triggers
     "safree-text-only": SAFREE(margin=-0.9, negative=False),
+    "safety_checker": SafetyChecker(described=True, tower="mini:judge", threshold=0.1),
 }
 FILTER = Filter(phrases=("cat",), margin=0.01, slope=3.5, t_0=5.5, validated=True, negative=True)
 
@@ -250,3 +260,77 @@ def test_safree_refuses_a_model_with_more_than_one_text_encoder(model: Model) ->
     two = Two(**{name: getattr(model, name) for name in [f.name for f in fields(model)]})
     with pytest.raises(ValueError, match="expected a model with one text encoder"):
         guarded(two, FILTER, 3.0).encode_text(["a cat"])
+
+
+@pytest.fixture(scope="module")
+def checker() -> StableDiffusionSafetyChecker:
+    """A published checker of 4 numbers an embedding, with random concepts, some of which special care lifts."""
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(projection_dim=4, vision_config={**vision, "image_size": 8, "patch_size": 4})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = StableDiffusionSafetyChecker(config).eval().requires_grad_(False)
+        net.vision_model.post_layernorm.bias.normal_()
+        net.visual_projection.weight.normal_()
+        for name in ("concept_embeds", "special_care_embeds"):
+            getattr(net, name).normal_()
+        net.concept_embeds_weights.uniform_(0.9, 1.0)
+        net.special_care_embeds_weights.uniform_(0.3, 0.9)
+    return net
+
+
+def test_a_published_checker_blackens_what_that_of_diffusers_blackens(
+    checker: StableDiffusionSafetyChecker, tmp_path: Path
+) -> None:
+    checker.save_pretrained(tmp_path)
+    images = torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(0)).mul(255).round() / 255
+    seen = Checker(tower=str(tmp_path), pretrained="", texts=(), threshold=0.0).finish(images)
+
+    pixels = CLIPImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})(
+        [Image.fromarray((x.permute(1, 2, 0) * 255).byte().numpy()) for x in images], return_tensors="pt"
+    ).pixel_values
+    theirs, is_seen = checker(clip_input=pixels, images=images.clone())
+
+    assert 0 < sum(is_seen) < 64
+    assert torch.equal(seen, theirs)
+
+
+def test_a_checker_decides_as_that_of_diffusers_at_its_thresholds(checker: StableDiffusionSafetyChecker) -> None:
+    """Special care lifts by 0.01, its own later ones, too; what rounds to nothing is not seen."""
+    g = torch.Generator().manual_seed(0)
+    x = F.normalize(torch.randn(4000, 4, generator=g), dim=-1)
+    names = ("concept_embeds", "concept_embeds_weights", "special_care_embeds", "special_care_embeds_weights")
+    known = Known(lambda images: images, *(getattr(checker, name).detach() for name in names))
+
+    class AsGiven(torch.nn.Module):
+        def forward(self, embeddings: Tensor) -> tuple[None, Tensor]:
+            return None, embeddings
+
+    theirs = deepcopy(checker)
+    theirs.vision_model, theirs.visual_projection = AsGiven(), torch.nn.Identity()
+    _, is_seen = theirs(clip_input=x, images=torch.zeros(len(x), 1))
+
+    assert known.flags(x).tolist() == is_seen
+    lone = Known(known.embed, known.c, known.th, known.k[:0], known.tk[:0])
+    assert int(lone.flags(x).sum()) < sum(is_seen) < 4000
+    exact = Known(known.embed, x[:1], torch.tensor([1 - 4e-4]), x[:0], torch.zeros(0))
+    assert not exact.flags(x[:1]) and exact.flags(x[:1] * 1.0003)
+
+
+def test_a_described_concept_is_black_where_its_cosine_is_above_the_threshold() -> None:
+    tower, concept = load_tower("mini:judge", ""), load_concept("cat")
+    images = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    cosines = (tower.embed_images(images) @ tower.embed_texts(["an emoji of a cat"]).T)[:, 0]
+    between = float(cosines.sort().values[2:4].mean())
+
+    method = SafetyChecker(described=True, tower="mini:judge", threshold=between)
+    seen = method.guard(concept).finish(images)
+
+    away = (cosines - between).abs() > 1e-3  # what is nearer rounds to nothing
+    assert away.sum() >= 4
+    assert torch.equal((seen.amax(dim=(1, 2, 3)) == 0)[away], (cosines > between)[away])
+
+
+def test_a_missing_checker_is_an_error() -> None:
+    with pytest.raises(FileNotFoundError, match=r"expected config\.json"):
+        of("nowhere/at/all")

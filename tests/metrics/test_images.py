@@ -19,12 +19,12 @@ from torchvision.models import squeezenet1_1
 from benchmark.data import load_concept
 from benchmark.mini import WEIGHTS
 from benchmark.model.perceptual import features
+from benchmark.model.towers import Tower, load_tower, needs_quick_gelu, tower_identity
 from benchmark.types import Prompt
 from metrics import lpips
 from metrics.clip_score import CLIPScore
 from metrics.lpips import LPIPS
 from metrics.presence import Presence
-from metrics.towers import Tower, load_tower, needs_quick_gelu, tower_identity
 
 PLACE = f"local-dir:{WEIGHTS / 'judge'}"
 

@@ -28,6 +28,8 @@ from benchmark.config import config
 from benchmark.data import load_concept
 from benchmark.errors import ConfigError, DataError
 from benchmark.mini import WEIGHTS
+from benchmark.model.places import digest, place_identity
+from benchmark.model.towers import load_tower, tower_identity
 from benchmark.plan import Plan, build
 from benchmark.types import ELSE, Concept, Prompt
 from metrics import judges, towers, weights
@@ -37,8 +39,6 @@ from metrics.embedders import check_embedder
 from metrics.judge import Judge, Seen, one_label, rates
 from metrics.judges import find
 from metrics.presence import Presence
-from metrics.towers import load_tower, tower_identity
-from metrics.weights import digest, place_identity
 from tests.runs import CARD, tiny_config, write_config
 
 pytestmark = pytest.mark.filterwarnings("ignore")

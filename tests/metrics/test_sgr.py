@@ -16,6 +16,7 @@ from benchmark.config import config
 from benchmark.data import load_concept
 from benchmark.kit.conformance import check_metric
 from benchmark.model.perceptual import features
+from benchmark.model.towers import WEIGHTS
 from benchmark.plan import build
 from benchmark.runner.stages.scoring import scored
 from benchmark.types import Prompt
@@ -23,7 +24,6 @@ from metrics import sgr
 from metrics.embedders import embed, embedder_identity
 from metrics.lpips import LPIPS
 from metrics.sgr import SGR
-from metrics.towers import WEIGHTS
 from tests.runs import tiny_config
 
 PLACE = f"local-dir:{WEIGHTS / 'judge'}"

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmark.mini import WEIGHTS
-from metrics.weights import ABSENT, digest
+from benchmark.model.places import ABSENT, digest
 
 LOCAL, FILE = "local-dir:", "open_clip_model.safetensors"
 HUB = "hf-hub:"
