@@ -24,6 +24,7 @@ ONE_RUN = "one attack run"  # what another run of the attack would have brought 
 PRESENCE = ["worst_presence", "worst_presence_low", "worst_presence_high"]
 REACTIVATION = ["reactivation_rate", "reactivation_low", "reactivation_high", "reactivation_attack"]
 DETECTOR = "nudenet"
+EMBEDDED = ("mini", "mini-flow")
 FIXED = ["worst_presence_fixed_low", "worst_presence_fixed_high"]
 UNLEARNED = ["ua", "ira", "cra"]
 REMOVABLE = "removable"  # a column of the cells, too
@@ -111,7 +112,7 @@ class Row:
             | gap.over_budgets(self.cells)
             | self.judged()
             | _cost(costs, self.names)
-            | {"toy": self.names["model"] == "mini"}
+            | {"toy": self.names["model"] in EMBEDDED}
         )
 
     def worst_concept(self) -> str | None:

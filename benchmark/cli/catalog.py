@@ -17,7 +17,8 @@ from pydantic import TypeAdapter
 from benchmark.config import config, imported, registry
 from benchmark.data import cards as data
 from benchmark.data.sets import SETS
-from benchmark.errors import ConfigError, TiterError, unknown
+from benchmark.errors import ConfigError, TiterError, shown, unknown
+from benchmark.mini import PIPELINES
 from benchmark.model import bases
 
 KINDS: dict[str, registry.PluginKind] = {"defenses": "defense", "attacks": "attack", "metrics": "metric"}
@@ -32,6 +33,11 @@ PACKAGES = (
     "numpy",
     "pydantic",
 )
+EMOJI = "64 px emoji, 24 objects x 4 styles x 4 backgrounds"
+EMBEDDED = {
+    "mini": f"embedded: {EMOJI}; a U-Net that predicts noise",
+    "mini-flow": f"embedded: {EMOJI}; a transformer that predicts velocities",
+}
 
 
 def listing(what: str) -> list[dict[str, str]]:
@@ -49,9 +55,8 @@ def listing(what: str) -> list[dict[str, str]]:
     if what == "sets":
         return [{"name": name, "summary": found.summary} for name, found in SETS.items()]
     if what == "models":
-        return [{"name": name, "summary": place} for name, place in bases.PRESETS.items() if name != "mini"] + [
-            {"name": "mini", "summary": "embedded: 64 px emoji, 24 objects x 4 styles x 4 backgrounds"}
-        ]
+        places = {name: place for name, place in bases.PRESETS.items() if name not in PIPELINES} | EMBEDDED
+        return [{"name": name, "summary": summary} for name, summary in places.items()]
     if what == "presets":
         return [{"name": name, "summary": preset_summary(name)} for name in config.presets()]
     raise ConfigError(unknown("listing", what, [*KINDS, "concepts", "sets", "models", "presets"]))
@@ -127,18 +132,30 @@ def checks() -> list[dict[str, Any]]:
     """What `titer doctor` looks at: name, ok, and what was found."""
     found = [check("python >= 3.11", platform.python_version)]
     found += [check(name, partial(version, name)) for name in PACKAGES]
-    found += [check("device", device), check("model mini", lambda: bases.fingerprint(bases.locate("mini")))]
+    found += [check("device", device)]
+    found += [check(f"model {name}", partial(fingerprint_of, name)) for name in PIPELINES]
     found.append(check("concept cards", lambda: f"{len([data.load_concept(n) for n in data.cards()])} read"))
     for kind in KINDS.values():
         found += [check(f"{kind} {name}", partial(class_name, kind, name)) for name in registry.names(kind)]
     return found
 
 
-def mini_checks(grid: Path | None) -> list[dict[str, Any]]:
-    """The embedded model against its bar: the second opinion on 256 prompts with fresh seeds, and the time for 64."""
+def fingerprint_of(name: str) -> str:
+    """The hash of the weights of a model that is here."""
+    return bases.fingerprint(bases.locate(name))
+
+
+def mini_checks(name: str, grid: Path | None) -> list[dict[str, Any]]:
+    """An embedded model against its bar: the second opinion on 256 prompts with fresh seeds, and the time for 64.
+
+    Raises:
+        ConfigError: no embedded model is called so.
+    """
     from benchmark.mini.recipe.measure import BAR, measure
 
-    found = measure(lambda *, step, total, loss: None, grid=grid)
+    if name not in PIPELINES:
+        raise ConfigError(f"expected an embedded model with --mini, got {shown(name)}: {', '.join(PIPELINES)}.")
+    found = measure(lambda *, step, total, loss: None, base=name, grid=grid)
     return [
         {
             "name": f"{name}, bar {bar}",

@@ -113,16 +113,16 @@ def show(
 @app.command()
 def doctor(
     as_json: Json = False,
-    mini: Annotated[bool, typer.Option("--mini", help="Measure the embedded model against its bar; a minute.")] = False,
+    mini: Annotated[bool, typer.Option("--mini", help="Measure an embedded model against its bar; a minute.")] = False,
     grid: Annotated[Path | None, typer.Option(help="With --mini: keep a picture of the images.")] = None,
-    model: Annotated[str, typer.Option(help="Check this model instead: a preset, a folder or a hub id.")] = "",
+    model: Annotated[str, typer.Option(help="Check this model instead: a preset, a folder or a hub id; with --mini: which.")] = "",
     preset: Annotated[str, typer.Option(help="With --model: a config whose hours to estimate.")] = "",
     judge: Annotated[str, typer.Option(help="Calibrate this judge instead, such as torchvision:resnet50.")] = "",
     images: Annotated[Path | None, typer.Option(help="With --judge: a folder with a subfolder for each label.")] = None,
     concept: Annotated[str, typer.Option(help="With --judge: the concept whose labels it chooses from.")] = "",
     device: Device = "auto",
 ) -> None:
-    """Check this installation: versions, device, every plug-in; or with --mini the embedded model's bar.
+    """Check this installation: versions, device, every plug-in; or with --mini an embedded model's bar.
 
     With --model: access, weights, disk, memory, speed, and with --preset the hours that it would take here.
     With --judge: the calibration card of a judge, as JSON, from pictures whose labels are known.
@@ -137,14 +137,16 @@ def doctor(
                 raise ConfigError("expected --images FOLDER with --judge, got none: a subfolder for each label.")
             out.print_json(json.dumps(calibrate(judge, images, concept, lambda *, step, total, loss: None)))
             return
-        if model:
+        if mini:
+            checks = catalog.mini_checks(model or "mini", grid)
+        elif model:
             from benchmark.cli.doctor import checks as of_model
             from benchmark.model.devices import present
 
             present(device)
             checks = of_model(model, chosen(preset, "") if preset else None, device)
         else:
-            checks = catalog.mini_checks(grid) if mini else catalog.checks()
+            checks = catalog.checks()
     marks = {True: "[green]ok[/] ", False: "[red]bad[/]"}
     lines = (f"{marks[check['ok']]} {check['name']:24} {escape(str(check['found']))}" for check in checks)
     tell(checks, lines, as_json=as_json)

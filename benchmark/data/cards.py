@@ -36,13 +36,14 @@ from benchmark.errors import ConfigError, DataError, clipped, shown, unknown
 from benchmark.given.files import is_file
 from benchmark.given.values import load_yaml
 from benchmark.given.words import Label, Phrase, filled
+from benchmark.mini import FOLDER, PIPELINES
 from benchmark.types import Concept, Picture, Prompt, Split
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # The cards that ship: `mini` has emoji for the embedded model, `real` what Stable Diffusion draws.
-FOLDERS = {"mini": Path(__file__).parents[1] / "mini" / "concepts", "real": Path(__file__).parent / "concepts"}
+FOLDERS = {"mini": FOLDER / "concepts", "real": Path(__file__).parent / "concepts"}
 LARGEST = 100_000  # prompts of one text
 T = TypeVar("T")
 
@@ -101,10 +102,10 @@ def cards(folder: str | None = None) -> list[str]:
 def find(source: str, model: str) -> Path:
     """The file of a card: by name, by folder and name, or by path.
 
-    A name that both folders have is the emoji for the embedded model, and the real thing for any other.
+    A name that both folders have is the emoji for the embedded models, and the real thing for any other.
     """
     folder, _, name = source.rpartition("/")
-    order = ("mini", "real") if model == "mini" else ("real", "mini")
+    order = ("mini", "real") if model in PIPELINES else ("real", "mini")
     places = [FOLDERS[place] / f"{name}.yaml" for place in order if folder in ("", place)]
     return next((file for file in places if is_file(file)), Path(source))
 

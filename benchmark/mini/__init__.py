@@ -1,9 +1,10 @@
-"""The embedded model: weights, concept cards, subjects drawn by code, and in `recipe/` how they were made.
+"""The embedded models: weights, concept cards, subjects drawn by code, and in `recipe/` how they were made.
 
-In: nothing. Out: `WEIGHTS`, the folder of the pipeline, of the judges and of their calibration.
+In: nothing. Out: `WEIGHTS`, the folder of the pipelines, of the judges and of their calibration, and `PIPELINES`.
 """
 
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
 WEIGHTS = FOLDER / "weights"
+PIPELINES = {"mini": WEIGHTS / "pipeline", "mini-flow": WEIGHTS / "flow"}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from benchmark.errors import DataError, clipped, shown, unknown
 from benchmark.given.files import is_file, is_folder
-from benchmark.mini import WEIGHTS
+from benchmark.mini import PIPELINES
 from benchmark.model.assumed import ASSUMED
 from benchmark.model.families import Family, named
 from benchmark.model.weights import INDEX, UnsupportedError, check, family_of, read_json
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from benchmark.diffusion import Model
 
 PRESETS = {
-    "mini": str(WEIGHTS / "pipeline"),
+    **{name: str(folder) for name, folder in PIPELINES.items()},
     "sd14": "CompVis/stable-diffusion-v1-4@133a221b8aa7292a167afc5127cb63fb5005638b",
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5@451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
     # The authors' own pages of 2.1 are gone since November 2025; these mirror them.
