@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from benchmark.diffusion import Model, Scope, batches, denoising_loss, difference, normal, sample
 from benchmark.types import Concept, Delta, Examples, Report, Requirement, Split
-from defenses.base import Defense
+from defenses.base import Defense, Part
 from defenses.data import captions
 from defenses.erasing import anchor_of, descend, student
 from defenses.templates import filled, templates
@@ -64,6 +64,11 @@ class ConceptAblation(Defense):
     }
     fidelity = "reimplemented"
     matched = "equations and settings read in both releases; nothing was run beside them"
+
+    @property
+    def removable(self) -> Part | None:
+        """Keys and values, where they alone are trained; on a flow model they are not what reads the text."""
+        return "keys_values" if self.scope == "x-strict" else None
 
     @property
     def reads(self) -> tuple[Split, ...]:
