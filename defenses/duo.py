@@ -113,7 +113,7 @@ class DUO(Defense):
     def loss(self, edited: Model, model: Model, minus: Tensor, plus: Tensor, null: Tensor, rng: Generator) -> Tensor:
         """The scalar that is minimised, for x- and x+ `(B, C, h, w)` and null `(1, L, D)`."""
         x_T, null = normal(minus.shape, rng, like=minus), null.expand(len(minus), -1, -1)
-        gains = []
+        gains = list[Tensor]()
         for z_0 in (minus, plus):
             parts = torch.randint(max(1, round(self.noisiest * PARTS)), (len(z_0),), generator=rng)
             t = torch.stack([model.between(int(k), PARTS, rng=rng) for k in parts])
@@ -124,7 +124,7 @@ class DUO(Defense):
         with torch.no_grad():
             f_0 = model.predict(x_T, T, null)
         kept = F.mse_loss(edited.predict(x_T, T, null), f_0)
-        return preference(*gains, self.beta) + (1e4 * self.beta if self.keep is None else self.keep) * kept
+        return preference(gains[0], gains[1], self.beta) + (1e4 * self.beta if self.keep is None else self.keep) * kept
 
     def passes(self) -> int:
         """Of each pair a guided edit; a step has three predictions of both models, and a backward pass of three."""
