@@ -21,7 +21,7 @@ from benchmark.kit import conformance
 from benchmark.types import Concept, Examples
 from tests.runs import write_config
 
-RANDOM = {"esd", "aegis", "erase_anything", "sdd", "race", "spm", "stereo"}
+RANDOM = {"esd", "aegis", "erase_anything", "sdd", "race", "spm", "stereo", "advunlearn", "receler"}
 STEPS = 12
 
 
