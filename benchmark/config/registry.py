@@ -31,7 +31,7 @@ SHARED: dict[PluginKind, set[str]] = {
             "moderator",
             "sampling",
         ),
-        *("erasing", "saliency", "templates", "text_rows"),
+        *("draws", "erasing", "saliency", "templates", "text_rows"),
     },
     "attack": {"search", "trainer", "words"},
     "metric": {"binary", "classifiers", "detector", "embedders", "judge", "judges", "sets", "towers", "weights"},
