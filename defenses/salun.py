@@ -18,6 +18,8 @@ Differs   c_f are the captions of the images, c_a the same with the anchor for t
           in steps, not epochs: 100 are one epoch of 800 images. The scope's elements are ranked, all others left out.
 Symbols   eps_0 frozen predictor; eps_th trained one, sg without gradient; s `mask_guidance`; D_r retained images.
 Protects  against prompts that name c_f. Makes no claim about fine-tuning: what moved shows which weights to put back.
+          On the embedded model 150 steps of scope x (batch 4, lr 2.5e-4, alpha 0.5, anchor "an emoji") leave a bomb in
+          0.13 of 16 images, and keep 0.94 of others.
 """
 
 from collections.abc import Iterator, Mapping
