@@ -33,6 +33,7 @@ from torch.nn import functional as F
 from benchmark.diffusion import Model, Scope, difference
 from benchmark.types import Concept, Delta, Examples, Report, Requirement
 from defenses.base import Defense
+from defenses.erasing import away
 from defenses.sampling import Sampler, mean_length, needs, partial_sample
 
 FORK = {"steps": 1400, "lr": 1e-4, "sampled_from": "frozen", "sampler": "ddim"}
@@ -125,9 +126,7 @@ class ESD(Defense):
     def loss(self, edited: Model, model: Model, z_t: Tensor, t: Tensor, c: Tensor, null: Tensor) -> Tensor:
         """The scalar that is minimised, for z_t `(B, C, h, w)`, t `()`, c and null `(1, L, D)`."""
         c, null = c.expand(len(z_t), -1, -1), null.expand(len(z_t), -1, -1)
-        with torch.no_grad():
-            eps_null, eps_c = model.predict(z_t, t, null), model.predict(z_t, t, c)
-            eps_tgt = eps_null - self.eta * (eps_c - eps_null)  # Eq. target
+        eps_tgt = away(model, z_t, t, c, null, self.eta)  # Eq. target
         return F.mse_loss(edited.predict(z_t, t, c), eps_tgt)  # Eq. loss
 
     def requires(self, concept: Concept) -> tuple[Requirement, ...]:

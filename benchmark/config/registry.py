@@ -31,7 +31,7 @@ SHARED: dict[PluginKind, set[str]] = {
             "moderator",
             "sampling",
         ),
-        *("templates", "text_rows"),
+        *("draws", "erasers", "erasing", "saliency", "templates", "text_rows"),
     },
     "attack": {"search", "trainer", "words"},
     "metric": {"binary", "classifiers", "detector", "embedders", "judge", "judges", "sets"},
