@@ -33,6 +33,7 @@ from benchmark.model.adapters import add_adapters
 from benchmark.types import Concept, Delta, Examples, Report, Requirement
 from defenses.base import Defense
 from defenses.data import draw
+from defenses.meta import step
 
 Adaptation = Literal["lora", "dreambooth", "textual_inversion"]
 Rewrite = Callable[[Tensor], Tensor]  # the text of a batch, as the adaptation would have it
@@ -98,9 +99,9 @@ class IMMA(Defense):
             if not torch.isfinite(loss):
                 raise ValueError(f"expected a finite loss, got {loss.item()} at step {i}: lower {rates}.")
             if not self.ascent_only and i % (self.inner + self.outer) < self.inner:
-                descend(loss, adapt)
+                step(loss, adapt, clip=1.0)
             else:
-                descend(-loss, immunise)
+                step(-loss, immunise, clip=1.0)
             report(step=i + 1, total=self.steps, loss=loss.item())
         before = dict(model.denoiser.named_parameters())
         return Delta(dense={f"{model.part}.{n}": (p - before[n]).detach().float().cpu() for n, p in theta.items()})
@@ -165,13 +166,3 @@ def new_word(model: Model, phrase: str) -> tuple[nn.Parameter, Rewrite]:
 def unchanged(text: Tensor) -> Tensor:
     """The attacker's own captions."""
     return text
-
-
-def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """One step down `loss` by the optimizer's parameters alone, the norm of their gradient clipped to 1."""
-    parameters = optimizer.param_groups[0]["params"]
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
-    nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimizer.step()
