@@ -77,7 +77,7 @@ def copied(module: Part) -> Part:
 
 
 @torch.no_grad()
-def reset(learner: Sequence[nn.Parameter], original: Sequence[nn.Parameter]) -> None:
+def reset(learner: Sequence[Tensor], original: Sequence[Tensor]) -> None:
     """The attacked copy is the original again: for the next attack."""
     for w, p in zip(learner, original, strict=True):
         w.copy_(p)
