@@ -1,10 +1,15 @@
 """What defenses against simulated attacks share: a copy is attacked, and what is found there goes to the original."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from benchmark.config.registry import find
 from benchmark.diffusion import Model
+from benchmark.kit import conformance
+from benchmark.types import Concept, Examples
 from defenses.meta import attack, fork, reset, step, trainable, transfer
 
 
@@ -70,3 +75,31 @@ def test_a_copy_to_attack_shares_what_is_not_trained(model: Model) -> None:
     w.data += 1
     reset([w], theta)
     assert torch.equal(w, theta[0])
+
+
+MIMA = {"adaptation": "dreambooth", "prior": 1.0, "theta": "x", "merge": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("resalign", {"attacks": 1}),
+        ("meta_unlearning", {}),
+        ("imma", MIMA),
+        ("clamp", {"inner_steps": 1}),
+        ("lcfdsd", {"contrast": True}),
+    ],
+)
+def test_a_flow_is_immunised_through_the_same_interface(
+    name: str, fields: dict[str, Any], concept: Concept, examples: Examples
+) -> None:
+    method = conformance.small(find("defense", name), {"steps": 2, **fields})
+    flow = conformance.tiny_flow()
+    before = flow.meter.unet_forward + 2 * flow.meter.unet_backward
+
+    delta = conformance.protect(method, flow, concept, examples)
+
+    assert not delta.is_zero
+    flow.with_delta(delta)
+    slack = 3 * method.steps * method.batch * 2 if name == "resalign" else 0  # a prior, in one attack of fifteen
+    assert abs(flow.meter.unet_forward + 2 * flow.meter.unet_backward - before - method.passes()) <= slack

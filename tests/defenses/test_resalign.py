@@ -108,7 +108,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Delta, list[Con
 
         def spy(learner: Model, base: Model, how: Configuration, *rest: Any, **more: Any) -> None:
             seen.append(how)
-            finetune(learner, base, how, *rest, **more)
+            if how.steps:
+                finetune(learner, base, how, *rest, **more)
 
         monkeypatch.setattr(defenses.resalign, "finetune", spy)
         small: dict[str, Any] = {"steps": 2, "inner_steps": 1, "rank": 2, "batch": 2, "retain_batch": 1} | fields
