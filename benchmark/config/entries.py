@@ -52,9 +52,11 @@ class Entry:
 
     @cached_property
     def fields(self) -> dict[str, Any]:
-        """The method's fields as JSON values."""
+        """The method's fields as JSON values, without later ones that are at their default: no key knew of them."""
         values: dict[str, Any] = adapter(type(self.method)).dump_python(self.method, mode="json")
-        return values
+        later: frozenset[str] = getattr(type(self.method), "later", frozenset())
+        unset = {f.name for f in dataclasses.fields(self.method) if getattr(self.method, f.name) == f.default}
+        return {name: value for name, value in values.items() if name not in later & unset}
 
     @property
     def chain(self) -> "tuple[Entry, ...]":

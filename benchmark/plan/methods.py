@@ -26,7 +26,7 @@ def add_defense(plan: Plan, concept: Concept, defense: Entry) -> str | None:
         return None
     if defense.use == USE:
         return imported(plan, concept, defense)
-    roles = {need: data_task(plan, concept, defense, DEFENDER[need]) for need in sorted(defense.method.needs)}
+    roles = {need: data_task(plan, concept, defense, DEFENDER[need]) for need in sorted(defense.method.needed)}
     below = add_defense(plan, concept, defense.after) if defense.after else None
     key = plan.add(
         Task(
