@@ -35,6 +35,7 @@ def pytest_collection_finish() -> None:
     """A search for garbage need not look at all that was imported: it would take a second, each time."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 10, 10)  # a model is thousands of objects, and hardly any is garbage when it is made
 
 
 def pytest_sessionfinish() -> None:
@@ -71,6 +72,8 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     """A folder in which the command finished the tiny config; who changes something in it works on a copy.
 
+    What it printed is in the files `stdout` and `stderr`.
+
     Its `store` has the results of every smaller config, too: a run that begins with a copy of it computes nothing.
     """
     from tests.runs import run
@@ -78,6 +81,8 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Pat
     folder = tmp_path_factory.mktemp("run")
     done = run(folder, tiny_folder)
     assert done.exit_code == 0, done.output
+    for name in ("stdout", "stderr"):
+        (folder / name).write_text(getattr(done, name))
     return folder
 
 
