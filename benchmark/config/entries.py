@@ -119,7 +119,7 @@ def entries(kind: PluginKind, listed: tuple[str | dict[str, Any], ...]) -> tuple
 def entry(kind: PluginKind, item: str | dict[str, Any], known: Mapping[str, Entry] | None = None) -> Entry:
     """One plug-in from `name`, `a+b`, `a>b` or `{use: name, as: label, after: label, preset: name, field: value}`."""
     known = known or {}
-    if isinstance(item, str) and item not in names(kind):
+    if isinstance(item, str) and {"+", ">"} & set(item) and item not in names(kind):  # the names take long to read
         if "+" in item:
             return composed(kind, item, known)
         if ">" in item:
