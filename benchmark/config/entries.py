@@ -52,9 +52,11 @@ class Entry:
 
     @cached_property
     def fields(self) -> dict[str, Any]:
-        """The method's fields as JSON values."""
+        """The method's fields as JSON values, as keys have them: without `later` ones that are the defaults."""
         values: dict[str, Any] = adapter(type(self.method)).dump_python(self.method, mode="json")
-        return values
+        defaults = {f.name: f.default for f in dataclasses.fields(self.method)}
+        added = getattr(self.method, "later", ())
+        return {k: v for k, v in values.items() if k not in added or getattr(self.method, k) != defaults[k]}
 
     @property
     def chain(self) -> "tuple[Entry, ...]":
@@ -75,6 +77,12 @@ class Entry:
     def changes(self) -> str:
         """What an attack changes: whatever follows a weight attack works on changed weights."""
         return "weights" if self.after else str(self.method.changes)
+
+    @property
+    def kind(self) -> str:
+        """As what the tables count an attack: what it changes, or, where it stands apart, how."""
+        apart = {part.method.standing for part in self.chain} - {"attack"}
+        return min(apart, default=self.changes)  # `beside` comes before `edit`
 
 
 class Range(BaseModel):
