@@ -5,6 +5,7 @@ steps, batch, rank and other counts, see COUNTS       1 to LARGEST
 other names of steps and rates: d1_steps, adapt_lr    from 0: such a stage may be left out
 weight_decay and the like                             from 0
 threshold                                             -1 to 1: a share, or a cosine
+percent                                               1 to 100
 every other number                                    finite, of 64 bits
 """
 
@@ -48,6 +49,8 @@ def expected(name: str, value: Any) -> str:
             return f"a number from 0 to {LARGEST:,}"
         if name == "threshold" and not -1 <= number <= 1:
             return "a number from -1 to 1"
+        if name == "percent" and not 1 <= number <= 100:
+            return "numbers from 1 to 100"
         if abs(number) >= 2**63 and isinstance(number, int):
             return "a number of 64 bits"
     return ""

@@ -78,6 +78,12 @@ class Entry:
         """What an attack changes: whatever follows a weight attack works on changed weights."""
         return "weights" if self.after else str(self.method.changes)
 
+    @property
+    def kind(self) -> str:
+        """As what the tables count an attack: what it changes, or, where it stands apart, how."""
+        apart = {part.method.standing for part in self.chain} - {"attack"}
+        return min(apart, default=self.changes)  # `beside` comes before `edit`
+
 
 class Range(BaseModel):
     """A range to search, for a field that is a number."""

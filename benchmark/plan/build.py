@@ -154,7 +154,7 @@ def add_cell(
         attack=attack.label,
         budget=budget + (plan.tasks[parents["attack"]].fields.get("start", 0) if "attack" in parents else 0),
         seed=seed,
-        kind=attack.changes,
+        kind=attack.kind,
         defend=parents.get("defense"),
         images=images,
         scores=scores,

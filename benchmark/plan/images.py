@@ -90,7 +90,10 @@ def attacked(
     begin = {"use": attack.use, "version": attack.method.version, "fields": attack.fields}
     steps = plan.config.raw.sampling.steps
     passes = task.passes // steps * attack.method.trajectory(budget, steps)
-    return replace(task, fields={**task.fields, "begin": begin}, passes=passes)
+    asked = task.fields["images"]
+    images = attack.method.images(asked, budget)
+    fields = {**task.fields, "images": images, "begin": begin}
+    return replace(task, fields=fields, passes=passes // asked * images)
 
 
 def asked(plan: Plan, concept: Concept, split: Split) -> tuple[Prompt, ...]:

@@ -80,8 +80,8 @@ def attack_task(
 ) -> str:
     """The task that attacks; one run gives the snapshots of all budgets.
 
-    An attack that reads the text encoder alone is run once, on the base's, and replayed on every defense. One that
-    follows a weight attack starts from that attack's snapshot; a tuned one reads how its trials did. Who trains
+    An attack that reads the text encoder alone, or the base, is run once, on that, and replayed on every defense. One
+    that follows a weight attack starts from that attack's snapshot; a tuned one reads how its trials did. Who trains
     weights does so without a guard; who searches prompts meets it. (Of the latter's passes the plan knows the most.)
     """
     defense, attack = methods
@@ -96,7 +96,7 @@ def attack_task(
     passes = max(which.method.passes(max(budgets)) for which in attack.trials or (attack,))
     if defense.is_guard and attack.method.changes == "weights":
         before = under_guard(plan, before["defense"])
-    replayed = attack.method.access == "text encoder" and not attack.after
+    replayed = (attack.method.access == "text encoder" or attack.method.replayed) and not attack.after
     if defense.is_guard and attack.method.changes == "prompts" and not replayed:
         scale = plan.config.raw.sampling.guidance
         fields = {**fields, GUIDANCE: scale}

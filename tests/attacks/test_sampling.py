@@ -11,7 +11,10 @@ from torch import Tensor
 from attacks.base import SamplingAttack
 from attacks.diffusion_completion import DiffusionCompletion
 from attacks.img2img import Img2Img
+from attacks.latent_inversion import LatentInversion
+from attacks.noise_probe import NoiseProbe
 from benchmark.diffusion import Model, sample
+from benchmark.kit import conformance
 
 STEPS, SCALE = 12, 2.0
 METHODS = [DiffusionCompletion(), Img2Img()]
@@ -135,3 +138,48 @@ def test_budgets_are_the_attacks_own(method: SamplingAttack) -> None:
     """The grid of optimizer steps means nothing here."""
     assert method.budgets([10, 400]) == method.budgets([1]) != ()
     assert method.uses_base
+
+
+@pytest.mark.parametrize("name", ["unet", "flow"])
+def test_inverted_noise_leads_back_to_the_picture(name: str) -> None:
+    """Of a base, on another model: the more fixed-point steps, the nearer, and at last the picture itself."""
+    base = conformance.tiny_model() if name == "unet" else conformance.tiny_flow()
+    defended, rng = base.clone().frozen(), torch.Generator().manual_seed(1)
+    for parameter in defended.denoiser.parameters():
+        parameter.data.add_(torch.randn(parameter.shape, generator=rng), alpha=0.02)
+    few = STEPS // 2
+    z_T = torch.randn(2, *base.latent_shape, generator=rng)
+    text = base.encode_text(["a cat", "a dog"])
+    null = base.encode_text([""]).expand_as(text)
+    z_0 = sample(base, z_T, text, null, steps=few, guidance=SCALE)
+
+    away, method = list[float](), LatentInversion(typical=False)
+    for budget in (1, 15):
+        z, at = method.begin(defended, base, z_T, text, null, budget=budget, steps=few, scale=SCALE)
+        drawn = sample(defended, z, text, null, steps=few, guidance=SCALE)
+        away.append((drawn - z_0).norm().item() / z_0.norm().item())
+
+    assert at == 0
+    assert (sample(defended, z_T, text, null, steps=few, guidance=SCALE) - z_0).norm() > 20 * away[-1] * z_0.norm()
+    assert away == sorted(away, reverse=True) and away[-1] < 1e-3
+    likely, _ = LatentInversion().begin(defended, base, z_T, text, null, budget=1, steps=few, scale=SCALE)
+    torch.testing.assert_close(likely.flatten(1).norm(dim=1), z_T.flatten(1).norm(dim=1))
+
+
+def test_an_inversion_costs_what_the_plan_foresees(model: Model, start: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Two images, two predictions a guided step; what the defended model then draws is not begun yet."""
+    before = model.meter.unet_forward
+
+    LatentInversion().begin(model, model, *start, budget=3, steps=STEPS, scale=SCALE)
+
+    assert model.meter.unet_forward - before == (LatentInversion().trajectory(3, STEPS) - STEPS) * 2 * 2
+
+
+def test_a_noise_probe_draws_more_of_the_same(model: Model, start: tuple[Tensor, Tensor, Tensor]) -> None:
+    method = NoiseProbe(draws=7, deviation=1.02)
+
+    z, at = method.begin(model, model, *start, budget=7, steps=STEPS, scale=SCALE)
+
+    assert at == 0 and torch.equal(z, 1.02 * start[0])
+    assert method.budgets([10, 400]) == (7,) and method.images(1, 7) == 7
+    assert DiffusionCompletion().images(3, 5) == 3

@@ -165,6 +165,32 @@ def test_an_attack_may_be_meant_for_some_defenses(planned: Any) -> None:
         planned(defenses=defenses, attacks=["none", {"use": "lora", "against": "c"}])
 
 
+def test_what_looks_at_the_base_alone_is_run_once_for_all_defenses(planned: Any) -> None:
+    """An adapter of the base is trained once; each defended model then wears it."""
+    defenses = [{"use": "esd", "as": "a", "steps": 2}, {"use": "esd", "as": "b", "steps": 3}]
+    plan = planned(defenses=defenses, attacks=["none", "transplant"])
+
+    (trained,) = [task for task in plan.tasks.values() if task.plugin == "transplant"]
+    assert "defense" not in trained.parents
+    cells = [cell for cell in plan.cells if cell.attack == "transplant" and cell.budget]
+    parents = [plan.tasks[cell.images["concept"]].parents for cell in cells]
+    assert {cell.defense for cell in cells} == {"none", "a", "b"}
+    assert {p["attack"] for p in parents} == {trained.key}
+    assert {p.get("defense") for p in parents} == {cell.defend for cell in cells}
+
+
+def test_an_attack_that_draws_more_has_its_own_number_of_images(planned: Any) -> None:
+    """Expected images, seeds and passes go by it; what it does not draw stays shared."""
+    plan = planned(attacks=["none", {"use": "noise_probe", "draws": 5}])
+
+    before, after = (next(c for c in plan.cells if (c.defense, c.budget) == ("esd", b)) for b in (0, 5))
+    first, more = (plan.tasks[cell.images["concept"]] for cell in (before, after))
+    assert more.fields["images"] == 5 and after.kind == "beside"
+    assert after.expected == 5 * len(more.prompts) == 5 * before.expected // first.fields["images"]
+    assert more.passes == 5 * first.passes // first.fields["images"]
+    assert after.images["safe"] == before.images["safe"]
+
+
 def test_precision_is_in_the_key(planned: Any) -> None:
     full, mixed = planned(), planned(precision="bfloat16")
 
