@@ -225,7 +225,8 @@ class Row:
         weights = self.cells[(self.cells["kind"] == "weights") & told]
         floats = {name: weights[name].astype(float) for name in MEASURES}
         runs: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
-        for cell in weights.assign(**floats)[[*KEY, "status", *MEASURES]].to_dict("records"):
+        cells: list[dict[Any, Any]] = weights.assign(**floats)[[*KEY, "status", *MEASURES]].to_dict("records")
+        for cell in cells:
             run = cell["concept"], cell["seed"], cell["defense_seed"]
             runs.setdefault(run, {}).setdefault(str(cell["attack"]), []).append(cell)
         return [
@@ -315,7 +316,7 @@ class Row:
     def curves(self) -> Iterator[dict[str, Any]]:
         """Presence by budget for each concept, and for `all`; NaN where no cell was measured."""
         by_concept = self.cells.groupby(["concept", "attack", "budget"])["ceiling"].mean()
-        means = by_concept.groupby(level=["attack", "budget"]).mean().to_dict()
+        means: dict[Any, float] = by_concept.groupby(level=["attack", "budget"]).mean().to_dict()
         own: dict[Any, float] = by_concept.to_dict()
         ceilings = own | {("all", *arm): mean for arm, mean in means.items()}  # over seeds, then over concepts
         for concept in [*sorted(set(self.cells["concept"])), "all"]:
