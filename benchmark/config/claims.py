@@ -17,7 +17,16 @@ NUMBERS: tuple[str, ...] = (
     "reactivation_rate",
     "recovered",
 )
-NUMBERS += ("retained_accuracy", "benign_adaptation", "judge_disagreement", "judge_kappa", "ua", "ira", "cra")
+NUMBERS += (
+    "presence_best",
+    "retained_accuracy",
+    "benign_adaptation",
+    "judge_disagreement",
+    "judge_kappa",
+    "ua",
+    "ira",
+    "cra",
+)
 
 
 class ClaimText(BaseModel):

@@ -298,7 +298,7 @@ def test_a_board_as_json_is_one_object(done: Done) -> None:
 
 
 def test_an_unknown_name_names_the_nearest() -> None:
-    for words, near in ((("show", "esdd"), "'esd'"), (("list", "defense"), "'defenses'")):
+    for words, near in ((("show", "patronos"), "'patronus'"), (("list", "defense"), "'defenses'")):
         result = titer(*words)
         assert result.exit_code == 2
         assert near in result.stderr
