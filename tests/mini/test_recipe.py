@@ -5,7 +5,7 @@ import torch
 from transformers import CLIPTextModel
 
 from benchmark.mini import WEIGHTS
-from benchmark.mini.recipe.flow import reader
+from benchmark.mini.recipe.readers import reader
 
 
 @pytest.mark.parametrize("layers", [4, 2])
