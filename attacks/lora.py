@@ -25,28 +25,16 @@ from dataclasses import dataclass
 
 from torch import Generator
 
-from attacks.adapting import adapted
-from attacks.base import WeightAttack
-from attacks.trainer import Optimizer
+from attacks.adapting import AdapterAttack
 from benchmark.diffusion import Model
-from benchmark.types import Concept, Examples, Report, Requirement, Snapshot
+from benchmark.types import Concept, Examples, Report, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRA(WeightAttack):
+class LoRA(AdapterAttack):
     """Rank-r adapters on the U-Net's attention, trained on images of the concept. Defaults: IMMA's re-learning."""
 
-    rank: int = 4
-    alpha: int = 4
-    lr: float = 1e-4
-    batch: int = 1
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")  # all: every Linear and Conv2d
-    optimizer: Optimizer = "adamw"  # the others: Patronus' attacker
-    dora: bool = False  # magnitudes apart from directions
-    text_encoder: bool = False  # adapters also on the attention of the text encoders
-
     version = 1
-    needs = frozenset({"concept"})
     later = frozenset({"dora", "text_encoder"})
     presets = {
         "memora": {"batch": 4},  # its 1, accumulated 4 times
@@ -75,26 +63,4 @@ class LoRA(WeightAttack):
         Raises:
             ValueError: `targets` name no layer of this model, or the loss is not finite.
         """
-        yield from adapted(
-            model,
-            data["concept"],
-            rank=self.rank,
-            alpha=self.alpha,
-            lr=self.lr,
-            batch=self.batch,
-            targets=self.targets,
-            optimizer=self.optimizer,
-            dora=self.dora,
-            text_encoder=self.text_encoder,
-            budgets=budgets,
-            rng=rng,
-            report=report,
-        )
-
-    def requires(self, concept: Concept) -> tuple[Requirement, ...]:
-        """A text encoder that a delta may change, to train it."""
-        return ("readers",) if self.text_encoder else ()
-
-    def passes(self, steps: int) -> int:
-        """One forward and one backward pass, counted as three, for each sample."""
-        return 3 * steps * self.batch
+        yield from self.adapted(model, data["concept"], budgets=budgets, rng=rng, report=report)

@@ -27,7 +27,7 @@ from benchmark.types import Delta
 class Prune(WeightEdit):
     """The smallest weights of each layer of the denoiser, set to 0."""
 
-    percent: tuple[int, ...] = (20, 40)  # ours: beyond it the undefended base falls apart, too
+    percent: tuple[int, ...] = (20, 40)  # ours
 
     version = 1
     unit = "% of each layer's weights set to 0"

@@ -20,24 +20,16 @@ from dataclasses import dataclass
 
 from torch import Generator
 
-from attacks.adapting import adapted
-from attacks.base import WeightAttack
+from attacks.adapting import AdapterAttack
 from benchmark.diffusion import Model
 from benchmark.types import Concept, Examples, Report, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transplant(WeightAttack):
-    """Rank-r adapters of the base's attention, on the defended model. Defaults: those of `lora`."""
-
-    rank: int = 4
-    alpha: int = 4
-    lr: float = 1e-4
-    batch: int = 1
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")  # all: every Linear and Conv2d
+class Transplant(AdapterAttack):
+    """Rank-r adapters of the base's attention, on the defended model. Fields and defaults: those of `lora`."""
 
     version = 1
-    needs = frozenset({"concept"})
     uses_base = True
     replayed = True
     unit = "optimizer steps on the base"
@@ -59,19 +51,4 @@ class Transplant(WeightAttack):
         Raises:
             ValueError: `targets` name no layer of this model, or the loss is not finite.
         """
-        yield from adapted(
-            base,
-            data["concept"],
-            rank=self.rank,
-            alpha=self.alpha,
-            lr=self.lr,
-            batch=self.batch,
-            targets=self.targets,
-            budgets=budgets,
-            rng=rng,
-            report=report,
-        )
-
-    def passes(self, steps: int) -> int:
-        """One forward and one backward pass, counted as three, for each sample."""
-        return 3 * steps * self.batch
+        yield from self.adapted(base, data["concept"], budgets=budgets, rng=rng, report=report)

@@ -37,7 +37,7 @@ from defenses.base import Part as Removable
 from defenses.draws import Draws, Seen, look
 from defenses.erasing import descend
 from defenses.free_words import insert, table_word, with_room
-from defenses.sampling import Sampler, mean_length, needs
+from defenses.sampling import Sampler, mean_passes, needs
 from defenses.text_rows import Wording, wanted
 
 TRAINED = re.compile(r"(^|\.)(encoder|final_layer_norm)\.")  # of a text encoder: neither its tables nor a projection
@@ -187,7 +187,7 @@ class AdvUnlearn(Defense):
 
     def passes(self) -> int:
         """Each draw is part of a guided trajectory and one or two predictions; all else trains one prediction."""
-        drawn = mean_length(self.sampler, self.ddim_steps) * (1 if self.start_guidance == 1 else 2)
+        drawn = mean_passes(self.sampler, self.ddim_steps, self.start_guidance)
         searched = (self.steps - round(self.warm_up * self.steps)) * self.attack_steps
         pooled = self.part == "text_encoder"
         erased = (

@@ -35,6 +35,7 @@ from benchmark.types import Concept, Delta, Examples, Report
 from defenses.base import Defense
 from defenses.curvature import Vector, norm
 from defenses.data import draw
+from defenses.erasing import student
 from defenses.meta import fork, give, reset, trainable
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -78,11 +79,9 @@ class CLAMP(Defense):
         names = {n for n, _ in model.denoiser.named_parameters() if any(key in f".{n}." for key in keys)}
         if not names:
             raise ValueError(f"expected parameters named {'|'.join(TARGETS)}, got none: has this model attention?")
-        edited = model.clone(only={f"{model.part}.{name}" for name in names})
-        for name, p in edited.denoiser.named_parameters():
-            p.requires_grad_(name in names)
+        edited, theta = student(model, names)
         learner = fork(edited)
-        theta, w = trainable(edited.denoiser), trainable(learner.denoiser)
+        w = trainable(learner.denoiser)
         optimizer = torch.optim.AdamW(theta, lr=self.lr, betas=(0.9, 0.999), weight_decay=self.weight_decay)
         malicious, safe = (draw(model, data[split], self.batch, rng=rng) for split in ("concept", "safe"))
         for i in range(self.steps):

@@ -22,18 +22,19 @@ Symbols   th all weights; z_t noisy latents; e noise; c centre; lt, lc, l weight
 Protects  against fine-tuning on the concept, by forgetting; with `high` or a contrast, against prompts that name it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import cos, pi
 from typing import Literal
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from benchmark.diffusion import Model, difference, normal
 from benchmark.types import Concept, Delta, Examples, Report
 from defenses.base import Defense
 from defenses.data import draw
+from defenses.erasing import descend
 
 SHIFT = 100.0  # lt
 ASCENT = 0.5  # high
@@ -83,19 +84,15 @@ class LCFDSD(Defense):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: (1 + cos(pi * i / self.steps)) / 2)
         draws = {name: draw(model, data[name], 1, rng=rng) for name in ("safe", "concept")}
         centres: dict[bool, Tensor] = {}
-        for i in range(self.steps):
-            is_harmful = torch.rand(self.batch, generator=rng) < 0.5
-            pairs = [next(draws["concept" if harmful else "safe"]) for harmful in is_harmful.tolist()]
-            z_0, text = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-            loss = self.loss(edited, z_0, text, is_harmful.to(z_0.device), centres, rng=rng)
-            if not torch.isfinite(loss):
-                raise ValueError(f"expected a finite loss, got {loss.item()} at step {i}: lower lr ({self.lr}).")
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(theta, 1.0)
-            optimizer.step()
-            schedule.step()
-            report(step=i + 1, total=self.steps, loss=loss.item())
+
+        def losses() -> Iterator[Tensor]:
+            for _ in range(self.steps):
+                is_harmful = torch.rand(self.batch, generator=rng) < 0.5
+                pairs = [next(draws["concept" if harmful else "safe"]) for harmful in is_harmful.tolist()]
+                z_0, text = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+                yield self.loss(edited, z_0, text, is_harmful.to(z_0.device), centres, rng=rng)
+
+        descend(optimizer, losses(), report, total=self.steps, clip=1.0, after=schedule.step)
         return difference(edited, model, names={name for name, _ in edited.denoiser.named_parameters()})
 
     def loss(

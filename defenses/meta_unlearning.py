@@ -36,8 +36,9 @@ from benchmark.diffusion import Model, Scope, denoising_loss, difference
 from benchmark.types import Concept, Delta, Examples, Report, Requirement
 from defenses.base import Defense
 from defenses.data import captions, draw
-from defenses.meta import attack, fork, trainable, transfer
-from defenses.sampling import Sampler, mean_length, needs, partial_sample
+from defenses.erasing import away, student
+from defenses.meta import attack, fork, transfer
+from defenses.sampling import Sampler, mean_passes, needs, partial_sample
 
 Pairs = Iterator[tuple[Tensor, Tensor]]  # endless z_0 (B, C, h, w) and text (B, L, D)
 AS_RUN = {"gamma_21": 0.01, "gamma_22": 1.0, "gamma_23": 1.0}
@@ -91,10 +92,7 @@ class MetaUnlearning(Defense):
             ValueError: there are not two images of both splits, `scope` selects nothing, or a loss is not finite.
         """
         names = model.scope(self.scope)
-        edited = model.clone(only={f"{model.part}.{name}" for name in names})
-        for name, parameter in edited.denoiser.named_parameters():
-            parameter.requires_grad_(name in names)
-        theta = trainable(edited.denoiser)
+        edited, theta = student(model, names)
         optimizer = torch.optim.AdamW(theta, lr=self.lr, betas=(0.9, 0.999), weight_decay=self.weight_decay)
         sets = self.sets(model, concept, data, rng)
         with torch.no_grad():
@@ -156,12 +154,11 @@ class MetaUnlearning(Defense):
         settings = {"ddim_steps": self.ddim_steps, "guidance": self.start_guidance, "sampler": self.sampler}
         z_t, t = partial_sample(drawn_by, c, null, batch=self.batch, rng=rng, **settings)  # type: ignore[arg-type]
         c, null = c.expand(len(z_t), -1, -1), null.expand(len(z_t), -1, -1)
-        with torch.no_grad():
-            if self.unlearn == "sdd":
+        if self.unlearn == "sdd":
+            with torch.no_grad():
                 target = edited.predict(z_t, t, null)
-            else:
-                eps_null, eps_c = model.predict(z_t, t, null), model.predict(z_t, t, c)
-                target = eps_null - self.eta * (eps_c - eps_null)
+        else:
+            target = away(model, z_t, t, c, null, self.eta)
         return F.mse_loss(edited.predict(z_t, t, c), target)
 
     def requires(self, concept: Concept) -> tuple[Requirement, ...]:
@@ -171,7 +168,7 @@ class MetaUnlearning(Defense):
     def passes(self) -> int:
         """Three for each sample of the attack and of five looks; those of ESD's step, or one less, with a loss."""
         meta = 3 * self.meta_batch * (self.inner_steps + 5 * self.looks)
-        drawn = mean_length(self.sampler, self.ddim_steps) * (1 if self.start_guidance == 1 else 2)
+        drawn = mean_passes(self.sampler, self.ddim_steps, self.start_guidance)
         erased = {"none": 0.0, "esd": drawn + 5, "sdd": drawn + 4}[self.unlearn]
         return round(self.steps * (meta + self.batch * erased))
 

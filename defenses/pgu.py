@@ -32,7 +32,8 @@ from benchmark.diffusion import Model, Scope, difference, normal
 from benchmark.types import Concept, Delta, Examples, Report, Requirement
 from defenses.base import Defense
 from defenses.data import draw
-from defenses.sampling import Sampler, mean_length, needs, partial_sample
+from defenses.erasing import away, descend, student
+from defenses.sampling import Sampler, mean_passes, needs, partial_sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,27 +66,25 @@ class PGU(Defense):
         """
         layers = self.layers(model)
         U = self.spanned(model, data["safe"], layers, rng)
-        edited = model.clone(only={f"{model.part}.{name}.weight" for name in layers})
-        edited.denoiser.requires_grad_(False)
-        theta = {name: edited.denoiser.get_parameter(f"{name}.weight").requires_grad_(True) for name in layers}
-        start = {name: layer.weight.detach() for name, layer in layers.items()}
-        optimizer = torch.optim.Adam(theta.values(), lr=self.lr)
+        edited, weights = student(model, {f"{name}.weight" for name in layers})
+        theta = {name: edited.denoiser.get_parameter(f"{name}.weight") for name in layers}
         with torch.no_grad():
             c, null = model.encode_text([concept.phrase]), model.encode_text([""])
-        for i in range(self.steps):
-            loss = self.loss(edited, model, c, null, rng)
-            if not torch.isfinite(loss):
-                raise ValueError(f"expected a finite loss, got {loss.item()} at step {i}: lower lr ({self.lr}).")
-            optimizer.zero_grad()
-            loss.backward()
+
+        def project_gradients() -> None:
             for name, W in theta.items():
                 assert W.grad is not None
                 W.grad = outside(W.grad, U[name])
-            optimizer.step()
-            with torch.no_grad():
-                for name, W in theta.items():
-                    W.copy_(start[name] + outside(W - start[name], U[name]))
-            report(step=i + 1, total=self.steps, loss=loss.item())
+
+        @torch.no_grad()
+        def project_changes() -> None:
+            for name, W in theta.items():
+                start = layers[name].weight
+                W.copy_(start + outside(W - start, U[name]))
+
+        losses = (self.loss(edited, model, c, null, rng) for _ in range(self.steps))
+        optimizer = torch.optim.Adam(weights, lr=self.lr)
+        descend(optimizer, losses, report, total=self.steps, before=project_gradients, after=project_changes)
         return difference(edited, model, names={f"{name}.weight" for name in layers})
 
     def layers(self, model: Model) -> dict[str, nn.Linear]:
@@ -114,9 +113,7 @@ class PGU(Defense):
         settings = {"ddim_steps": self.ddim_steps, "guidance": self.start_guidance, "sampler": self.sampler}
         z_t, t = partial_sample(model, c, null, batch=self.batch, rng=rng, **settings)  # type: ignore[arg-type]
         c, null = c.expand(len(z_t), -1, -1), null.expand(len(z_t), -1, -1)
-        with torch.no_grad():
-            eps_null, eps_c = model.predict(z_t, t, null), model.predict(z_t, t, c)
-        return F.mse_loss(edited.predict(z_t, t, c), eps_null - self.eta * (eps_c - eps_null))
+        return F.mse_loss(edited.predict(z_t, t, c), away(model, z_t, t, c, null, self.eta))
 
     def requires(self, concept: Concept) -> tuple[Requirement, ...]:
         """What its sampler and its scope need."""
@@ -124,7 +121,7 @@ class PGU(Defense):
 
     def passes(self) -> int:
         """The looks, and for a step three predictions, a backward pass and the mean part of a guided trajectory."""
-        drawn = mean_length(self.sampler, self.ddim_steps) * (1 if self.start_guidance == 1 else 2)
+        drawn = mean_passes(self.sampler, self.ddim_steps, self.start_guidance)
         return round(self.batch * (self.looks + self.steps * (drawn + 5)))
 
 

@@ -29,7 +29,7 @@ from benchmark.diffusion import Model, Scope, difference, normal
 from benchmark.types import Concept, Delta, Examples, Report, Requirement, Split
 from defenses.base import Defense
 from defenses.erasing import away, descend, student
-from defenses.sampling import Sampler, mean_length, needs, partial_sample
+from defenses.sampling import Sampler, mean_passes, needs, partial_sample
 from defenses.text_rows import Wording, prompts_read, wanted
 
 
@@ -134,6 +134,6 @@ class RACE(Defense):
 
     def passes(self) -> int:
         """A step has part of a guided trajectory, three predictions and a backward pass, and the search's before."""
-        drawn = mean_length(self.sampler, self.ddim_steps) * (1 if self.start_guidance == 1 else 2)
+        drawn = mean_passes(self.sampler, self.ddim_steps, self.start_guidance)
         searched = self.steps * 3 * self.attack_steps
         return round(self.batch * ((self.warm_steps + self.steps) * (drawn + 5) + searched))

@@ -33,7 +33,7 @@ from benchmark.types import Concept, Delta, Examples, Report, Requirement
 from defenses.base import Defense
 from defenses.erasers import Eraser, added
 from defenses.erasing import descend
-from defenses.sampling import Sampler, mean_length, needs, partial_sample
+from defenses.sampling import Sampler, mean_passes, needs, partial_sample
 
 OUT = "to_out.0"
 
@@ -126,7 +126,7 @@ class Receler(Defense):
 
     def passes(self) -> int:
         """A step draws part of a guided trajectory, asks twice, and trains A and once more through the last pass."""
-        drawn = mean_length(self.sampler, self.ddim_steps) * (1 if self.start_guidance == 1 else 2)
+        drawn = mean_passes(self.sampler, self.ddim_steps, self.start_guidance)
         trained = 3 * self.attack_steps + 2 if self.insert else 3
         return round(self.steps * self.batch * (drawn + 2 + trained))
 

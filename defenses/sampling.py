@@ -81,3 +81,8 @@ def mean_length(sampler: Sampler, steps: int) -> float:
     """Steps that are gone through, in the mean over k."""
     lengths = [last - first for first, last in (part(sampler, k, steps) for k in range(steps))]
     return sum(lengths) / steps
+
+
+def mean_passes(sampler: Sampler, steps: int, guidance: float) -> float:
+    """Samples through the denoiser for one latent, in the mean over k."""
+    return mean_length(sampler, steps) * (1 if guidance == 1 else 2)

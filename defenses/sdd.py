@@ -28,7 +28,7 @@ from benchmark.diffusion import Model, Scope, difference
 from benchmark.types import Concept, Delta, Examples, Report, Requirement, Split
 from defenses.base import Defense
 from defenses.erasing import descend, student
-from defenses.sampling import Sampler, mean_length, needs, partial_sample
+from defenses.sampling import Sampler, mean_passes, needs, partial_sample
 from defenses.text_rows import Wording, prompts_read, wanted
 
 
@@ -116,5 +116,5 @@ class SDD(Defense):
 
     def passes(self) -> int:
         """A step has two predictions, a backward pass and the mean part of a trajectory."""
-        drawn = mean_length(self.sampler, self.ddim_steps) * (1 if self.start_guidance in (None, 1) else 2)
+        drawn = mean_passes(self.sampler, self.ddim_steps, 1.0 if self.start_guidance is None else self.start_guidance)
         return round(self.steps * self.batch * (drawn + 4))

@@ -39,7 +39,7 @@ from benchmark.model.adapters import add_adapters, low_rank
 from benchmark.types import Concept, Delta, Examples, Report, Requirement, Split
 from defenses.base import Defense
 from defenses.erasing import away, descend
-from defenses.sampling import Sampler, mean_length, needs, partial_sample
+from defenses.sampling import Sampler, mean_passes, needs, partial_sample
 from defenses.text_rows import Wording, prompts_read, wanted
 
 RESTARTS = 3
@@ -153,7 +153,7 @@ class SPM(Defense):
 
     def passes(self) -> int:
         """A step has part of a guided trajectory, 3 predictions and 8 of anchors; of those, 1 and 4 are trained."""
-        drawn = mean_length(self.sampler, self.ddim_steps) * (1 if self.start_guidance == 1 else 2)
+        drawn = mean_passes(self.sampler, self.ddim_steps, self.start_guidance)
         return round(self.steps * self.batch * (drawn + 5 + 4 * 4))
 
 

@@ -34,7 +34,7 @@ from defenses.base import Defense
 from defenses.data import latents
 from defenses.erasing import away, descend, student
 from defenses.free_words import alone, mean_word, put, with_slot
-from defenses.sampling import Sampler, mean_length, needs, partial_sample
+from defenses.sampling import Sampler, mean_passes, needs, partial_sample
 from defenses.templates import SLOT, templates
 
 INIT = {"object": "object", "style": "art", "nsfw": "person"}
@@ -181,7 +181,7 @@ class STEREO(Defense):
 
     def passes(self) -> int:
         """A step draws part of a guided trajectory and trains one prediction; T_k has two, and T one for each text."""
-        drawn = mean_length(self.sampler, self.ddim_steps) * (1 if self.start_guidance == 1 else 2) + 3
+        drawn = mean_passes(self.sampler, self.ddim_steps, self.start_guidance) + 3
         first = self.rounds * (self.steps * (drawn + 2) + 3 * self.invert_steps)
         return round(self.batch * (first + self.steps * (drawn + 2 + self.rounds + 1)))
 
