@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from benchmark.diffusion import Model, normal, span
+from benchmark.diffusion import Model, normal
+from benchmark.tokens import span
 
 
 def with_room(model: Model, texts: Sequence[str], prefix: int) -> Tensor:

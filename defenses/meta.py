@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from benchmark.diffusion import Model, whole
+from benchmark.deltas import whole
+from benchmark.diffusion import Model
 
 Part = TypeVar("Part", bound=nn.Module)
 Loss = Callable[[], Tensor]

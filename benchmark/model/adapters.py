@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Generator, Tensor
 
-from benchmark.diffusion import Model, normal, whole
+from benchmark.deltas import whole
+from benchmark.diffusion import Model, normal
 from benchmark.types import Delta
 
 if TYPE_CHECKING:
