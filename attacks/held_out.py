@@ -7,13 +7,13 @@ same ones; neither the searches' randomness nor an image's noise comes from ther
 noise to hold out: its objective is that loss.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
+from attacks.noise import seeded
 from benchmark.diffusion import Model
 from benchmark.types import Report, Snapshot
 
@@ -91,12 +91,6 @@ def pairs_of(model: Model, texts: Sequence[str], z_0: Tensor, n: int) -> HeldOut
         times.append(torch.stack([model.between(k, n, rng=rng) for k in range(n)]))
         noise.append(torch.randn((n, *z_0.shape[1:]), generator=rng).to(z_0))
     return HeldOut(z_0, torch.stack(times), torch.stack(noise))
-
-
-def seeded(*names: str | bytes) -> Generator:
-    """A generator of these names alone, whatever the run's seed."""
-    text = b"\x1f".join(name.encode() if isinstance(name, str) else name for name in names)
-    return Generator().manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:8]) >> 1)
 
 
 def checks(steps: int, every: int) -> int:

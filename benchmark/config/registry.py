@@ -33,7 +33,7 @@ SHARED: dict[PluginKind, set[str]] = {
         ),
         *("templates", "text_rows"),
     },
-    "attack": {"held_out", "prompt_search", "search", "trainer", "words"},
+    "attack": {"held_out", "noise", "prompt_search", "search", "trainer", "words"},
     "metric": {"binary", "classifiers", "detector", "embedders", "judge", "judges", "sets", "towers", "weights"},
 }
 # What this process registered.

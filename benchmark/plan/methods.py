@@ -147,7 +147,7 @@ def first_attack(
     """
     defense, attack = methods
     assert attack.after is not None
-    budgets = attack.after.method.budgets(plan.config.raw.budgets)
+    budgets = attack.after.budgets(plan.config.raw.budgets)
     start = attack.at or min(budgets)
     reason = attack.after.method.objection(concept) or f"its budgets are {list(budgets)}" * (start not in budgets)
     if reason:
