@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from torch import Generator, Tensor
 
 from benchmark.diffusion import Model
-from benchmark.types import Concept, Delta, Examples, Report, Requirement, Snapshot
+from benchmark.types import Concept, Delta, Examples, Report, Requirement, Snapshot, Split
 
 Access = Literal["none", "queries", "text encoder", "gradients", "weights"]
 Need = Literal["concept", "benign"]
@@ -62,8 +62,18 @@ class Attack(ABC):
         """What the model must have for these fields and this concept; a family that lacks it is refused with a plan."""
         return ()
 
+    @property
+    def reads(self) -> tuple[Split, ...]:
+        """The splits of which it may read the prompts; beside the attacker's, `concept`, for a search that attacks
+        each evaluation prompt: these are then part of its key, and its images show them.
+        """
+        return ("attacker",)
+
     def passes(self, steps: int) -> int:
-        """Samples through the U-Net for so many steps, a backward pass counted as two: what the plan expects."""
+        """Samples through the U-Net for so many steps, a backward pass counted as two: what the plan expects.
+
+        Of a search that attacks the evaluation prompts, for each of them.
+        """
         return 0
 
 
@@ -91,8 +101,8 @@ class WeightAttack(Attack):
         Args:
             model: the frozen, defended model.
             base: the frozen, undefended model; only an attack that `uses_base` may read it.
-            concept: what the attacker wants back; of its prompts, only the attacker's split may be read.
-            data: the splits named in `needs`.
+            concept: what the attacker wants back; of its prompts, only those of `reads` may be read.
+            data: the splits named in `needs`; `concept` shows the attacked prompts.
             budgets: optimizer steps, rising, all above 0.
             rng: the only source of randomness.
             report: called once a step.
@@ -158,7 +168,11 @@ class PromptAttack(Attack):
         rng: Generator,
         report: Report,
     ) -> Iterator[Snapshot]:
-        """Yield the prompts found after each of `budgets` steps, in rising order. Arguments as in `finetune`."""
+        """Yield the prompts found after each of `budgets` steps, in rising order. Arguments as in `finetune`.
+
+        A search that reads the evaluation prompts, which are then all that the split `concept` holds, finds one text
+        for each of them, in their order.
+        """
 
 
 class SamplingAttack(Attack):

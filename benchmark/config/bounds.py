@@ -19,7 +19,7 @@ from benchmark.errors import shown
 
 LARGEST = 1_000_000
 COUNTS = re.compile(
-    r"steps|ddim_steps|timesteps|(\w+_)?batch(es)?|rank|alpha|tokens|count|inner|outer|features|population|rows|top|side"
+    r"steps|ddim_steps|timesteps|(\w+_)?batch(es)?|rank|alpha|tokens|count|inner|outer|features|population|rows|top|side|held_out|every"
 )
 FROM_ZERO = re.compile(r"\w+_steps|\w+_lr|lr_\w+|(\w+_)?decay")
 

@@ -121,7 +121,7 @@ def add_attack(plan: Plan, concept: Concept, defense: Entry, defend: str | None,
 
 def fitting(plan: Plan, concept: Concept, defense: Entry, attack: Entry) -> tuple[int, ...]:
     """The budgets of an attack; one that the run's sampling steps have no room for is skipped, with the reason."""
-    budgets = attack.method.budgets(plan.config.raw.budgets)
+    budgets = attack.budgets(plan.config.raw.budgets)
     if attack.changes != "sampling":
         return budgets
     unfit = {budget: attack.method.misfit(budget, plan.config.raw.sampling.steps) for budget in budgets}

@@ -112,7 +112,12 @@ def found_prompts_can_be_typed(method: PromptAttack, model: Model, concept: Conc
     """Their tokens decode to the text and the text encodes to them; what leaves no room for words is refused."""
     for snapshot in searched(method, model, concept, examples, [1, 3]):
         expect(snapshot.prompts, "prompts in every snapshot", "none")
+        if "concept" in method.reads:
+            asked = len(concept.of("concept"))
+            expect(len(snapshot.prompts) == asked, f"a text for each of {asked} prompts", len(snapshot.prompts))
         for prompt in snapshot.prompts:
+            if prompt == PROMPT:  # nothing better was found than the prompt itself
+                continue
             text = prompt.replace(PROMPT, "").strip()
             ids = model.tokenizer(text, add_special_tokens=False).input_ids
             room = model.tokenizer.model_max_length - 2
