@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# A process that writes no bytecode has the next one compile everything again, and tests start many.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test slow smoke check bench measure mini-model docs clean
 
 demo: $(VENV)/.run

@@ -33,7 +33,7 @@ class ConceptInversion(WeightAttack):
 
     token: str = "<concept>"
     init: str = ""  # words whose mean vector comes first (the authors' styles: "art"); empty: the card's subject
-    lr: float = 8e-2  # effective: 5e-3, scaled by the batch
+    lr: float = 8e-2  # effective: 5e-3, scaled by the batch of 16; 2e-2 for 4, where long runs at 8e-2 diverge
     batch: int = 16  # the authors' 4, accumulated 4 times
 
     version = 1

@@ -6,8 +6,11 @@ A defense that only steers the first steps leaves the knowledge behind, and this
 
 Paper     https://arxiv.org/abs/2505.17013 (When Are Concepts Erased From Diffusion Models?)
 Code      kevinlu4588/WhenAreConceptsErased @ 9a03e07, src/probes, configs/default.yaml
-Differs   published handovers are 0, 1 and 2 of 50 steps; here more of them, as a curve, of the run's own number of
-          steps. The base reads the text as the defended model's encoder wrote it.
+Differs   handovers are counted in steps that the base has done, of the run's own number of steps: the release fires its
+          t_step k after k + 1 of 50, so that its [0, 1, 2] (src) and [1, 2, 3, 5, 10, 15, 20] (notebook) are the
+          defaults here. Its src variant sets `__call__` on the pipeline itself, where Python does not look: there the
+          erased model runs all 50 steps from the handed-over latents; this is the notebook's, and the paper's. The
+          base reads the text as the defended model's encoder wrote it.
 Access    weights: the attacker runs the base and the defended model on one trajectory.
 Budget    steps that the base draws; one trajectory an image, nothing is trained.
 """
@@ -25,7 +28,7 @@ from benchmark.diffusion import Model, sample
 class DiffusionCompletion(SamplingAttack):
     """Start on the base, finish on the defended model."""
 
-    handovers: tuple[int, ...] = (1, 2, 5, 10)  # 1 and 2 as published
+    handovers: tuple[int, ...] = (1, 2, 3, 4, 6, 11, 16, 21)  # of 50, as published
 
     version = 1
     access = "weights"

@@ -1,10 +1,11 @@
 """Full fine-tuning: every weight of the U-Net, on images of the concept.
 
-    loss = L_DM on the attacker's captioned images, over all of theta
+    loss = L_DM on the attacker's captioned images, over all of theta; with `text_encoder`, over its weights as well
 
 Paper     Rombach et al., CVPR 2022, https://arxiv.org/abs/2112.10752, for L_DM
 Code      huggingface/diffusers examples/text_to_image/README.md @ 58eb52c (rate and batch; the script's own default
-          rate is 1e-4); Mustard-lord/Patronus diffusion_FT.py @ 5491b24 (`patronus`)
+          rate is 1e-4); Mustard-lord/Patronus diffusion_FT.py @ 5491b24 (`patronus`);
+          examples/dreambooth/README.md @ 58eb52c for the text encoder and its rate (`text-encoder`)
 Differs   the raw weights, not their average (the README keeps both); fp32; no crops or flips. Patronus: gradients are
           clipped as in the script, and its rate does not decay, because that would depend on the last budget.
 Symbols   theta weights of the U-Net.
@@ -18,9 +19,9 @@ from dataclasses import dataclass
 from torch import Generator
 
 from attacks.base import WeightAttack
-from attacks.trainer import Optimizer, train, unfreeze
-from benchmark.diffusion import Model, difference
-from benchmark.types import Concept, Examples, Report, Snapshot
+from attacks.trainer import Optimizer, anew, change, train, unfreeze
+from benchmark.diffusion import Model
+from benchmark.types import Concept, Examples, Report, Requirement, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +31,15 @@ class FullFinetune(WeightAttack):
     lr: float = 1e-5
     batch: int = 4  # the README's 1, accumulated 4 times
     optimizer: Optimizer = "adamw"  # the others: Patronus' attacker
+    text_encoder: bool = False  # the text encoders, too, at the same rate
 
     version = 1
     needs = frozenset({"concept"})
-    presets = {"patronus": {"lr": 1e-4, "batch": 30, "optimizer": "sgd"}}
+    later = frozenset({"text_encoder"})
+    presets = {
+        "text-encoder": {"text_encoder": True, "lr": 2e-6},
+        "patronus": {"lr": 1e-4, "batch": 30, "optimizer": "sgd"},
+    }
 
     def finetune(
         self,
@@ -51,20 +57,27 @@ class FullFinetune(WeightAttack):
         Raises:
             ValueError: the loss is not finite.
         """
-        attacked = model.clone(only={model.part})
+        examples, encoders = data["concept"], [name for _, name in model.readers] if self.text_encoder else []
+        attacked = model.clone(only={model.part, *encoders})
+        trained = [p for name in (model.part, *encoders) for p in unfreeze(attacked.parts[name])]
         pauses = train(
             attacked,
-            unfreeze(attacked.denoiser),
-            data["concept"],
+            trained,
+            examples,
             lr=self.lr,
             batch=self.batch,
             budgets=budgets,
             rng=rng,
             report=report,
+            encode=anew(attacked, examples.captions) if encoders else None,
             optimizer=self.optimizer,
         )
         for step in pauses:
-            yield Snapshot(steps=step, delta=difference(attacked, model))
+            yield Snapshot(steps=step, delta=change(attacked, model))
+
+    def requires(self, concept: Concept) -> tuple[Requirement, ...]:
+        """A text encoder that a delta may change, to train it."""
+        return ("readers",) if self.text_encoder else ()
 
     def passes(self, steps: int) -> int:
         """One forward and one backward pass, counted as three, for each sample."""

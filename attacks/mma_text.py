@@ -8,12 +8,14 @@ Words that would trip a filter cannot be chosen. The best prompt so far is what 
 
 Paper     https://arxiv.org/abs/2311.17516
 Code      cure-lab/MMA-Diffusion @ d5701a5, src/textual_attack.py (read, not copied)
-Differs   the masked words are those of the concept's phrase, where the paper masks a list for sexual content;
-          `count` prompts are attacked; it starts from random words and searches only words that survive being typed,
+Differs   the masked words are those of the concept's phrase, where the paper masks a list for sexual content; the
+          release takes for each word the gradient of its left neighbour (its one-hot rows begin with the mark, the
+          words do not) and refuses to stay at the same prompt: here word and gradient are of one place, and a
+          candidate may equal the prompt; it starts from random words and searches only words that survive being typed,
           so no candidate is lost to re-encoding; no early stop; fp32. The image modality is out of scope.
 Symbols   K words w; f the pooled feature, which Stable Diffusion's encoder has without a projection.
 Access    text encoder: the base's, once; the prompts are replayed on every defense.
-Budget    steps of `count` x (`batch` + 1) passes through the text encoder; none through the U-Net.
+Budget    steps of `batch` + 1 passes through the text encoder for each prompt; none through the U-Net.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,27 +25,23 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from attacks.base import PromptAttack
-from attacks.search import Vocabulary, evenly, finite, frame, meaning, room, sentence, vocabulary
+from attacks.held_out import Candidates, selected
+from attacks.prompt_search import PromptSearch
+from attacks.search import Vocabulary, frame, meaning, room, sentence, slopes, vocabulary
 from benchmark.diffusion import Model
-from benchmark.types import Concept, Examples, Report, Requirement, Snapshot
+from benchmark.types import Concept, Examples, Report, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
-class MMAText(PromptAttack):
+class MMAText(PromptSearch):
     """Search prompts that mean the same without the words. Defaults: the release's."""
 
     tokens: int = 20  # K
-    count: int = 4  # prompts at once
     batch: int = 512
     top: int = 256
 
-    version = 1
+    version = 2
     access = "text encoder"
-
-    def requires(self, concept: Concept) -> tuple[Requirement, ...]:
-        """Words, since they are searched for."""
-        return ("words",)
 
     def search(
         self,
@@ -59,27 +57,26 @@ class MMAText(PromptAttack):
         """Yield the best prompt for each attacked one after each budget.
 
         Raises:
-            ValueError: the card has no attacker prompts, or the loss is not finite.
+            ValueError: the card has no prompts to attack, or the loss is not finite.
         """
-        words, slots = vocabulary(model, without=concept.phrase), room(model, self.tokens)
-        target = meaning(model, evenly([p.text for p in concept.of("attacker")], self.count))
+        words = vocabulary(model, without=concept.phrase)
+        found = self.walk(model, words, meaning(model, self.texts(concept)), rng)
+        yield from selected(found, words.spell, budgets=budgets, report=report, remedy="check the model")
+
+    def walk(self, model: Model, words: Vocabulary, target: Tensor, rng: Generator) -> Iterator[Candidates]:
+        """The steps of the search, without end: the best candidate of each."""
+        slots = room(model, self.tokens)
         frames = frame(model, words, slots, [""])
         rows = words.draw((len(target), slots), rng)
-        best, least = rows, torch.full((len(target),), torch.inf, device=target.device)
-        for step in range(1, max(budgets) + 1):
+        while True:
             candidates = self.candidates(rows, gradient(model, words, frames, rows, target), rng)
             with torch.no_grad():
                 losses = torch.stack(
                     [distance(model, words, frames, c, f) for c, f in zip(candidates, target, strict=True)]
                 )
             loss, chosen = losses.min(1)
-            value = finite(loss, step, "check the model")
             rows = candidates[torch.arange(len(rows)), chosen]
-            best = torch.where((loss < least)[:, None], rows, best)
-            least = torch.minimum(loss, least)
-            report(step=step, total=max(budgets), loss=value)
-            if step in budgets:
-                yield Snapshot(steps=step, prompts=words.spell(best))
+            yield Candidates(rows, loss)
 
     def candidates(self, rows: Tensor, slope: Tensor, rng: Generator) -> Tensor:
         """Prompts `(n, batch, K)` that differ from rows `(n, K)` in one place, by the gradient `(n, K, V)`."""
@@ -98,7 +95,8 @@ def distance(model: Model, words: Vocabulary, frames: Tensor, rows: Tensor, targ
 
 def gradient(model: Model, words: Vocabulary, frames: Tensor, rows: Tensor, target: Tensor) -> Tensor:
     """How the loss of rows `(n, K)` changes with each one-hot: `(n, K, V)`."""
-    vectors = words.vectors[rows].requires_grad_()
-    loss = 1 - F.cosine_similarity(sentence(model, frames, vectors), target)
-    (found,) = torch.autograd.grad(loss.sum(), vectors)
-    return found @ words.vectors.T
+
+    def loss_of(part: slice, vectors: Tensor) -> Tensor:
+        return 1 - F.cosine_similarity(sentence(model, frames, vectors), target[part])
+
+    return slopes(loss_of, words.vectors[rows])[1] @ words.vectors.T

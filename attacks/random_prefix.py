@@ -2,41 +2,40 @@
 
     each step: p' ~ uniform words;  p <- p' if L(p') < L(p),  L(p) = || eps - eps_theta(z_t, t, c_p) ||^2
 
-A search attack means something by how far it exceeds this: as many steps, the same objective, scenes, words and
-timesteps as `unlearndiffatk`, but no gradient.
+A search attack means something by how far it exceeds this: as many steps and candidates, the same objective, scenes,
+words, timesteps and choice by the same held-out loss as `unlearndiffatk`, but no gradient.
 
 Paper     https://arxiv.org/abs/2310.11868 (its random attacker)
 Code      OPTML-Group/Diffusion-MU-Attack @ 5a3e5d3, src/attackers/random_.py
-Differs   the release draws an image with each prefix and stops at the first that its classifier accepts; here
-          the loss chooses, as it does in `unlearndiffatk`, and images of fresh seeds are judged.
+Differs   the release draws an image with each prefix and stops at the first that its classifier accepts; here the
+          held-out loss chooses, as it does in `unlearndiffatk`, and images of fresh seeds are judged.
 Access    queries: of the noise prediction, without gradients.
-Budget    steps of 2 `count` forward passes, the old and the new prefix on the same t and eps; a step of
-          `unlearndiffatk` is `count` forward and `count` backward passes, which cost about half as much again.
+Budget    steps of two forward passes for each prompt, the old and the new prefix on the same t and eps; a step of
+          `unlearndiffatk` is a forward and a backward pass, which cost about half as much again.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
-from attacks.base import PromptAttack
-from attacks.search import denoising, encode, finite, frame, room, scenes, vocabulary
+from attacks.held_out import Best, Candidates, selected
+from attacks.prompt_search import DenoisingSearch, each_encoded
+from attacks.search import Vocabulary, denoising, encode, frame, parts, room, vocabulary
 from benchmark.diffusion import Model, normal
-from benchmark.types import PROMPT, Concept, Examples, Report, Requirement, Snapshot
+from benchmark.types import PROMPT, Concept, Examples, Report, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomPrefix(PromptAttack):
+class RandomPrefix(DenoisingSearch):
     """Keep the better of two random prefixes, over and over. Defaults as in `unlearndiffatk`."""
 
     tokens: int = 3
-    count: int = 4
     timesteps: int = 50
 
-    version = 1
+    version = 2
     access = "queries"
-    needs = frozenset({"concept"})
     presets = {"nudity": {"tokens": 5}}
 
     def search(
@@ -50,33 +49,45 @@ class RandomPrefix(PromptAttack):
         rng: Generator,
         report: Report,
     ) -> Iterator[Snapshot]:
-        """Yield one prefix for each attacked prompt after each budget.
+        """Yield the best prefix for each attacked prompt after each budget.
 
         Raises:
             ValueError: the loss is not finite.
         """
         words, slots = vocabulary(model), room(model, self.tokens)
-        texts, z_0 = scenes(model, data["concept"], self.count)
-        frames = frame(model, words, slots, texts)
-        kept = words.draw((len(texts), slots), rng)
-        for step in range(1, max(budgets) + 1):
+        texts, z_0 = self.scenes(model, concept, data["concept"])
+        frames, pairs = frame(model, words, slots, texts), self.pairs(model, texts, z_0)
+        wanted = pairs.targets(model)
+        yield from selected(
+            self.walk(model, words, frames, z_0, rng),
+            lambda rows: [f"{prefix} {PROMPT}" for prefix in words.spell(rows)],
+            best=Best([PROMPT] * len(texts), pairs.loss(model, each_encoded(model, texts), wanted)),
+            judge=lambda rows: pairs.loss(model, encode(model, frames, words.vectors[rows]), wanted),
+            every=self.every,
+            budgets=budgets,
+            report=report,
+            remedy="check the model",
+        )
+
+    @torch.no_grad()
+    def walk(
+        self, model: Model, words: Vocabulary, frames: Tensor, z_0: Tensor, rng: Generator
+    ) -> Iterator[Candidates]:
+        """The steps of the search, without end: the better of the last one and a new one."""
+        kept = words.draw((len(z_0), room(model, self.tokens)), rng)
+        while True:
             tried = words.draw(kept.shape, rng)
-            t = model.middles(self.timesteps, len(texts), rng=rng)
+            t = model.middles(self.timesteps, len(z_0), rng=rng)
             eps = normal(z_0.shape, rng, like=z_0)
-            with torch.no_grad():
-                text = encode(model, frames.repeat(2, 1), words.vectors[torch.cat([kept, tried])])
-                loss = denoising(model, z_0.repeat(2, 1, 1, 1), eps.repeat(2, 1, 1, 1), t.repeat(2), text)
-            old, new = loss.chunk(2)
+            losses = []
+            for part in parts(len(z_0)):
+                text = encode(model, frames[part].repeat(2, 1), words.vectors[torch.cat([kept[part], tried[part]])])
+                scene, noise = z_0[part].repeat(2, 1, 1, 1), eps[part].repeat(2, 1, 1, 1)
+                losses.append(denoising(model, scene, noise, t[part].repeat(2), text).reshape(2, -1))
+            old, new = torch.cat(losses, 1)
             kept = torch.where((new < old)[:, None], tried, kept)
-            report(step=step, total=max(budgets), loss=finite(torch.minimum(old, new), step, "check the model"))
-            if step in budgets:
-                found = words.spell(kept)
-                yield Snapshot(steps=step, prompts=tuple(f"{prefix} {PROMPT}" for prefix in found))
+            yield Candidates(kept, torch.minimum(old, new))
 
-    def requires(self, concept: Concept) -> tuple[Requirement, ...]:
-        """Words: its prefixes are judged as the searches judge theirs."""
-        return ("words",)
-
-    def passes(self, steps: int) -> int:
-        """Two forward passes for each prompt."""
-        return 2 * steps * self.count
+    def each(self, steps: int) -> int:
+        """Two forward passes a step, and the choice."""
+        return 2 * steps + self.checked(steps)

@@ -9,7 +9,8 @@
 Paper     https://arxiv.org/abs/2310.10012
 Code      chiayi-hsu/Ring-A-Bell @ e4585ad, Get_Concept_Vector.ipynb, InversePrompt.ipynb
 Differs   the pairs p+ and p- are the attacker's prompts with and without the phrase, where the authors had a language
-          model write some; `count` prompts are attacked; only words that survive being typed.
+          model write some; the best prompt of all generations is what is found, where the release takes the last
+          generation's, from which a better one may have been mutated away; only words that survive being typed.
 Symbols   E last hidden states `(L, D)` of the text encoder; eta strength.
 Access    text encoder: the base's, once; the prompts are replayed on every defense.
 Budget    generations of about `population` passes through the text encoder a prompt; none through the U-Net.
@@ -22,25 +23,26 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from attacks.base import PromptAttack
-from attacks.search import Vocabulary, encode, evenly, finite, frame, room, vocabulary
+from attacks.held_out import Candidates, selected
+from attacks.prompt_search import PromptSearch
+from attacks.search import Vocabulary, encode, frame, room, vocabulary
 from benchmark.diffusion import Model
-from benchmark.types import Concept, Examples, Report, Requirement, Snapshot
+from benchmark.types import Concept, Examples, Report, Snapshot, Split
 
 
 @dataclass(frozen=True, kw_only=True)
-class RingABell(PromptAttack):
+class RingABell(PromptSearch):
     """Search prompts with the concept's direction in them. Defaults: the release's, K = 16."""
 
     tokens: int = 16  # K; the authors also use 38 and 77, which is what fits
-    count: int = 4  # prompts at once; the release attacks each prompt of its set on its own
     eta: float = 3.0
     population: int = 200
     crossover: float = 0.5
     mutation: float = 0.25
 
-    version = 1
+    version = 2
     access = "text encoder"
+    unit = "generations"
     presets = {"violence": {"tokens": 38, "eta": 5.5}}
 
     def objection(self, concept: Concept) -> str:
@@ -48,9 +50,10 @@ class RingABell(PromptAttack):
         named = [p for p in concept.of("attacker") if without(p.text, concept.phrase) != p.text]
         return "" if named else f"no attacker prompt of the card {concept.name!r} has its phrase {concept.phrase!r}"
 
-    def requires(self, concept: Concept) -> tuple[Requirement, ...]:
-        """Words, since they are searched for."""
-        return ("words",)
+    @property
+    def reads(self) -> tuple[Split, ...]:
+        """The prompts that it attacks, and the attacker's, which give the concept's direction."""
+        return tuple(dict.fromkeys(("attacker", *super().reads)))
 
     def search(
         self,
@@ -68,17 +71,19 @@ class RingABell(PromptAttack):
         Raises:
             ValueError: no attacker prompt has the concept's phrase, or the fitness is not finite.
         """
-        words, slots = vocabulary(model), room(model, self.tokens)
-        targets = self.targets(model, concept)
-        crowds = [words.draw((self.population, slots), rng) for _ in targets]
+        words = vocabulary(model)
+        found = self.walk(model, words, self.targets(model, concept), rng)
+        yield from selected(found, words.spell, budgets=budgets, report=report, remedy="check the model")
+
+    def walk(self, model: Model, words: Vocabulary, targets: Tensor, rng: Generator) -> Iterator[Candidates]:
+        """The generations, without end: the best of each."""
+        slots = room(model, self.tokens)
         frames = frame(model, words, slots, [""])
-        for step in range(1, max(budgets) + 1):
+        crowds = [words.draw((self.population, slots), rng) for _ in targets]
+        while True:
             ranked = [fitness(model, words, frames, crowd, c) for crowd, c in zip(crowds, targets, strict=True)]
             crowds = [crowd[f.argsort()[: self.population // 2]] for crowd, f in zip(crowds, ranked, strict=True)]
-            value = finite(torch.stack([f.min() for f in ranked]), step, "check the model")
-            report(step=step, total=max(budgets), loss=value)
-            if step in budgets:
-                yield Snapshot(steps=step, prompts=words.spell(torch.stack([crowd[0] for crowd in crowds])))
+            yield Candidates(torch.stack([crowd[0] for crowd in crowds]), torch.stack([f.min() for f in ranked]))
             crowds = [self.breed(crowd, words, rng) for crowd in crowds]
 
     @torch.no_grad()
@@ -90,7 +95,7 @@ class RingABell(PromptAttack):
         plus = [text for text in texts if without(text, concept.phrase) != text]
         minus = [without(text, concept.phrase) for text in plus]
         v = (model.encode_text(plus) - model.encode_text(minus)).mean(0)
-        return model.encode_text(evenly(texts, self.count)) + self.eta * v
+        return model.encode_text(self.texts(concept)) + self.eta * v
 
     def breed(self, parents: Tensor, words: Vocabulary, rng: Generator) -> Tensor:
         """The next generation of parents `(B, K)`: parents and children, some with one word changed."""

@@ -1,4 +1,4 @@
-"""What the prompt searches share: words that survive typing, prompts with open slots, the attacker's scenes.
+"""What the prompt searches share: words that survive typing, prompts with open slots, gradients at words.
 
     begin  slot_1 ... slot_K  words of the prompt  end  end ...
 
@@ -8,7 +8,7 @@ are their `ids`. Slots are at positions 1 to K, and tokenizing the spelled promp
 would be cut anyway.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,9 +17,9 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from benchmark.diffusion import Model
-from benchmark.types import Examples
 
 Item = TypeVar("Item")
+TOGETHER = 4  # samples with a gradient at once
 
 
 @dataclass(frozen=True)
@@ -117,16 +117,8 @@ def evenly(items: Sequence[Item], count: int) -> list[Item]:
     different = list(dict.fromkeys(items))
     n = len(different)
     if not n or count < 1:
-        raise ValueError(f"expected prompts to attack, got {min(n, count)}: add attacker prompts to the concept card.")
+        raise ValueError(f"expected prompts to attack, got {min(n, count)}: add prompts to the concept card.")
     return different if count >= n else [different[(2 * i + 1) * n // (2 * count)] for i in range(count)]
-
-
-@torch.no_grad()
-def scenes(model: Model, examples: Examples, count: int) -> tuple[list[str], Tensor]:
-    """Up to `count` different captions B, and the mean latents `(B, C, h, w)` of the first image of each."""
-    texts = evenly(examples.captions, count)
-    images = examples.images[[examples.captions.index(text) for text in texts]]
-    return texts, model.posterior(images.float() / 255)[0]
 
 
 def denoising(model: Model, z_0: Tensor, eps: Tensor, t: Tensor, text: Tensor) -> Tensor:
@@ -135,13 +127,20 @@ def denoising(model: Model, z_0: Tensor, eps: Tensor, t: Tensor, text: Tensor) -
     return F.mse_loss(predicted, model.target(z_0, eps, t), reduction="none").flatten(1).mean(1)
 
 
-def finite(loss: Tensor, step: int, remedy: str) -> float:
-    """The mean loss as a number.
+def slopes(loss_of: Callable[[slice, Tensor], Tensor], vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss `(K,)` and its gradient `(K, S, D)` at word vectors `(K, S, D)`, a few prompts at a time.
 
-    Raises:
-        ValueError: it is not finite.
+    `loss_of` gives the losses of some of the prompts for their vectors.
     """
-    value = float(loss.detach().mean())
-    if not torch.isfinite(loss).all():
-        raise ValueError(f"expected a finite loss, got {value} at step {step}: {remedy}.")
-    return value
+    losses, gradients = list[Tensor](), list[Tensor]()
+    for part in parts(len(vectors)):
+        own = vectors[part].detach().requires_grad_()
+        loss = loss_of(part, own)
+        gradients += torch.autograd.grad(loss.sum(), own)
+        losses.append(loss.detach())
+    return torch.cat(losses), torch.cat(gradients)
+
+
+def parts(count: int) -> list[slice]:
+    """The numbers below `count`, as many at once as a gradient may hold samples."""
+    return [slice(start, start + TOGETHER) for start in range(0, count, TOGETHER)]

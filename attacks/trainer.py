@@ -15,8 +15,8 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor, nn, optim
 
-from benchmark.diffusion import Model, batches, denoising_loss, normal
-from benchmark.types import Examples, Report
+from benchmark.diffusion import Model, batches, denoising_loss, difference, normal
+from benchmark.types import Delta, Examples, Report
 
 Optimizer = Literal["adamw", "sgd", "adam", "rmsprop", "adadelta", "nesterov"]
 Encode = Callable[[Tensor], Tensor]  # numbers of captions (B,) -> their text (B, L, D)
@@ -75,6 +75,17 @@ def train(
         report(step=step, total=max(budgets), loss=loss.item())
         if step in budgets:
             yield step
+
+
+def anew(model: Model, texts: Sequence[str]) -> Encode:
+    """Encodes captions at each step, for a text encoder that is being trained."""
+    return lambda chosen: model.encode_text([texts[number] for number in chosen.tolist()])
+
+
+def change(after: Model, before: Model) -> Delta:
+    """The dense delta of all that moved, in whatever part."""
+    parts = [difference(after, before, part=name).dense for name in before.parts]
+    return Delta(dense={name: tensor for part in parts for name, tensor in part.items()})
 
 
 def build(name: Optimizer, parameters: Sequence[nn.Parameter], lr: float) -> optim.Optimizer:

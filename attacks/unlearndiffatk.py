@@ -9,13 +9,17 @@ Fine-tuning nothing, it searches k tokens in front of a prompt, without a second
 
 Paper     https://arxiv.org/abs/2310.11868
 Code      OPTML-Group/Diffusion-MU-Attack @ 5a3e5d3, src/attackers/text_grad_.py, src/tasks/classifier_.py
-Differs   `count` prompts, each with its image, are attacked side by side; t is drawn from the same 50 timesteps at
-          every step, where the code takes 40 steps at each in turn, so that short budgets see all noise levels; only
-          words that survive being typed; no image is drawn and judged on the way: prefixes are scored in front of
-          the evaluation prompts, on fresh seeds; the projection is bisected to the rounding error, not to 1e-5; fp32.
-Symbols   V token table; u relaxed one-hots `(count, k, vocabulary)`; z_t noisy mean latents of the base's images.
+Differs   no image is drawn and judged on the way, where the release draws one every 40 steps at the row's own seed and
+          stops at the first hit: the argmax every tenth step is a candidate, the least held-out loss among them and
+          the bare prompt is handed over, and its images have fresh seeds; the image to denoise is the base's, by the
+          run's sampler on a seed of its own (theirs: LMS, 25 steps, the row's); prompts of any length are attacked
+          (theirs: up to 60 tokens); t is drawn from the same 50 timesteps at every step, where the code takes 40
+          steps at each in turn, so that short budgets see all noise levels; only words that survive being typed, of
+          CLIP's 49,408 tokens 34,254; the projection is bisected to the rounding error, not to 1e-5; fp32.
+Symbols   V token table; u relaxed one-hots `(K, k, vocabulary)` of K prompts; z_t noisy mean latents of base images.
 Access    gradients: of the defended model; the images come from the base.
-Budget    steps of `count` forward and `count` backward passes. `random_prefix` is its control.
+Budget    steps of a forward and a backward pass for each prompt. `random_prefix` is its control. The weights of u tell
+          whether it has chosen: on small models none comes near 1, and argmax u is then a guess.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,25 +29,24 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from attacks.base import PromptAttack
-from attacks.search import denoising, encode, finite, frame, room, scenes, vocabulary
+from attacks.held_out import Best, Candidates, selected
+from attacks.prompt_search import DenoisingSearch, each_encoded
+from attacks.search import Vocabulary, denoising, encode, frame, room, slopes, vocabulary
 from benchmark.diffusion import Model, normal
-from benchmark.types import PROMPT, Concept, Examples, Report, Requirement, Snapshot
+from benchmark.types import PROMPT, Concept, Examples, Report, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnlearnDiffAtk(PromptAttack):
+class UnlearnDiffAtk(DenoisingSearch):
     """Search a prefix by gradients through relaxed one-hots. Defaults: the release's, for styles and objects."""
 
     tokens: int = 3  # k
-    count: int = 4  # prompts at once; the release attacks each prompt of its set on its own
     lr: float = 0.01
     weight_decay: float = 0.1
     timesteps: int = 50
 
-    version = 1
+    version = 2
     access = "gradients"
-    needs = frozenset({"concept"})
     presets = {"nudity": {"tokens": 5}}
 
     def search(
@@ -57,38 +60,48 @@ class UnlearnDiffAtk(PromptAttack):
         rng: Generator,
         report: Report,
     ) -> Iterator[Snapshot]:
-        """Yield one prefix for each attacked prompt after each budget.
+        """Yield the best prefix for each attacked prompt after each budget.
 
         Raises:
             ValueError: the loss is not finite.
         """
         words, slots = vocabulary(model), room(model, self.tokens)
-        texts, z_0 = scenes(model, data["concept"], self.count)
-        frames = frame(model, words, slots, texts)
-        u = torch.full((len(texts), slots, len(words.words)), 1 / len(words.words), device=model.device)
+        texts, z_0 = self.scenes(model, concept, data["concept"])
+        frames, pairs = frame(model, words, slots, texts), self.pairs(model, texts, z_0)
+        wanted = pairs.targets(model)
+        yield from selected(
+            self.walk(model, words, frames, z_0, rng),
+            lambda rows: [f"{prefix} {PROMPT}" for prefix in words.spell(rows)],
+            best=Best([PROMPT] * len(texts), pairs.loss(model, each_encoded(model, texts), wanted)),
+            judge=lambda rows: pairs.loss(model, encode(model, frames, words.vectors[rows]), wanted),
+            every=self.every,
+            budgets=budgets,
+            report=report,
+            remedy=f"lower lr ({self.lr})",
+        )
+
+    def walk(
+        self, model: Model, words: Vocabulary, frames: Tensor, z_0: Tensor, rng: Generator
+    ) -> Iterator[Candidates]:
+        """The steps of the search, without end: argmax u after each, and how far u is from a choice."""
+        u = torch.full((len(z_0), room(model, self.tokens), len(words.words)), 1 / len(words.words)).to(model.device)
         optimizer = torch.optim.Adam([u], lr=self.lr, weight_decay=self.weight_decay)
-        for step in range(1, max(budgets) + 1):
-            t = model.middles(self.timesteps, len(texts), rng=rng)
+        while True:
+            t = model.middles(self.timesteps, len(z_0), rng=rng)
             eps = normal(z_0.shape, rng, like=z_0)
-            vectors = words.vectors[drawn(u, rng)].requires_grad_()
-            loss = denoising(model, z_0, eps, t, encode(model, frames, vectors))
-            value = finite(loss, step, f"lower lr ({self.lr})")
-            (gradient,) = torch.autograd.grad(loss.sum(), vectors)
+
+            def loss_of(part: slice, vectors: Tensor, t: Tensor = t, eps: Tensor = eps) -> Tensor:
+                return denoising(model, z_0[part], eps[part], t[part], encode(model, frames[part], vectors))
+
+            loss, gradient = slopes(loss_of, words.vectors[drawn(u, rng)])
             u.grad = F.hardtanh(gradient @ words.vectors.T)  # the gradient at a one-hot, through its product with V
             optimizer.step()
             u.copy_(simplex(u))
-            report(step=step, total=max(budgets), loss=value)
-            if step in budgets:
-                found = words.spell(u.argmax(-1))
-                yield Snapshot(steps=step, prompts=tuple(f"{prefix} {PROMPT}" for prefix in found))
+            yield Candidates(u.argmax(-1), loss, {"largest_weight": u.amax(-1).mean(-1)})
 
-    def requires(self, concept: Concept) -> tuple[Requirement, ...]:
-        """Words, since they are searched for."""
-        return ("words",)
-
-    def passes(self, steps: int) -> int:
-        """One forward and one backward pass, counted as three, for each prompt."""
-        return 3 * steps * self.count
+    def each(self, steps: int) -> int:
+        """One forward and one backward pass, counted as three, a step; and the choice."""
+        return 3 * steps + self.checked(steps)
 
 
 def drawn(u: Tensor, rng: Generator) -> Tensor:

@@ -8,7 +8,7 @@ f is what the family natively predicts, and what every loss compares: the noise 
 `benchmark.model.unet`), or the velocity of a rectified flow (SD 3, FLUX, see `benchmark.model.flow`). No method asks
 which: velocities rewritten as noise would make every loss vanish where the composition is decided.
 
-A leaf beside `types`; families of models derive from `Model`.
+A leaf beside `types`, over `tokens` and `deltas`; families of models derive from `Model`.
 A text is one tensor `(B, L, D)` whatever the family: methods stack, index and expand it, and never look inside.
 A time t is whatever the family counts in: a method draws it (`times`), and hands it on.
 Random numbers are drawn on the CPU from the generator given, then moved, so that every device sees the same ones.
@@ -16,18 +16,19 @@ Counted passes are samples through the denoiser, whatever the batch.
 """
 
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from itertools import chain, pairwise, takewhile
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from benchmark.deltas import apply, copied
+from benchmark.tokens import Stretch, read, span, stretch, teach, tokenize
 from benchmark.types import Delta, Precision
 
 if TYPE_CHECKING:  # these take seconds to import, and planning needs none of them
@@ -35,7 +36,6 @@ if TYPE_CHECKING:  # these take seconds to import, and planning needs none of th
     from transformers import CLIPTextModel, CLIPTokenizer
 
 Scope = Literal["x", "x-strict", "u", "u-old", "selfattn", "full"]  # which parameters a defense trains
-EMPTIED = (dict, OrderedDict, set)  # collections of a layer that `copied` makes itself where they are empty
 Course = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """z_t `(B, C, h, w)`, its time `()` or `(B,)`, and the share of the trajectory behind it -> z_t, which may be another,
 and the prediction of the step from there. Made for one trajectory: it may remember what it has seen."""
@@ -77,21 +77,6 @@ class TextLayer:
     name: str
     reads: Literal["words", "pooled"]
     makes: Literal["keys", "values", "both"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stretch:
-    """Rows of a text that one encoder fills, one for each of its tokens.
-
-    Attributes:
-        start: the first of these rows.
-        ids: token numbers `(B, n)`, from the first row on.
-        ends: where each text ends `(B,)`: the place of its first end token among the n.
-    """
-
-    start: int
-    ids: Tensor
-    ends: Tensor
 
 
 def open_gate(texts: Sequence[str]) -> None:
@@ -428,109 +413,6 @@ class Model(ABC):
                 "was it learned on another model?"
             )
         return vector.split(widths)
-
-
-def tokenize(tokenizer: "CLIPTokenizer", texts: Sequence[str], length: int | None = None) -> Tensor:
-    """Token numbers `(B, L)` of texts, cut and padded to a length, by default to what the tokenizer says."""
-    length = length or tokenizer.model_max_length
-    found: Tensor = tokenizer(
-        list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    ).input_ids
-    return found
-
-
-def span(ids: Sequence[int], empty: Sequence[int]) -> list[int]:
-    """The places in a text's token numbers that the empty text's do not have before or behind."""
-    ahead = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, empty, strict=False)))
-    pairs = zip(reversed(ids), reversed(empty[ahead:]), strict=False)
-    behind = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return list(range(ahead, len(ids) - behind))
-
-
-def stretch(ids: Tensor, end: int, start: int = 0) -> Stretch:
-    """Rows from `start` on, of token numbers `(B, n)`; a text that was cut ends at its last row."""
-    ended = torch.cat([ids[:, :-1] == end, torch.ones_like(ids[:, -1:], dtype=torch.bool)], dim=1)
-    return Stretch(start=start, ids=ids, ends=ended.int().argmax(-1))
-
-
-def read(encoder: "CLIPTextModel", words: Tensor, ids: Tensor | None = None, **options: Any) -> Any:
-    """What a text encoder answers to word vectors `(B, L, D)`; of `ids` `(B, L)` it sees where the text ends."""
-    handle = encoder.get_input_embeddings().register_forward_hook(lambda *_: words)
-    try:
-        nothing = torch.zeros(words.shape[:2], dtype=torch.long, device=words.device)
-        return encoder(nothing if ids is None else ids, **options)
-    finally:
-        handle.remove()
-
-
-@torch.no_grad()
-def teach(tokenizer: "CLIPTokenizer", encoder: "CLIPTextModel", word: str, vector: Tensor) -> None:
-    """Add a word with its vector `(D,)`.
-
-    Raises:
-        ValueError: the tokenizer knows it already.
-    """
-    known = len(tokenizer)
-    tokenizer.add_tokens(word)
-    if len(tokenizer) == known:  # add_tokens answers 1 for a word of the vocabulary, too
-        raise ValueError(f"expected a word that the tokenizer lacks, got {word!r}: choose another.")
-    encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    encoder.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(word)] = vector
-
-
-def whole(dtype: torch.dtype) -> torch.dtype:
-    """In what a weight is trained that is kept in `dtype`: float32 instead of half of it."""
-    return torch.float32 if dtype.itemsize == 2 else dtype
-
-
-def copied(parts: Mapping[str, nn.Module], only: Collection[str] | None) -> dict[str, nn.Module]:
-    """Copies of parts: what changes (`Model.clone`) is a float32 tensor of their own, all else is the same memory.
-
-    In half of `deepcopy`'s time: most of what a layer holds is collections without hooks.
-    """
-    layers = [layer for part in parts.values() if part for layer in part.modules()]
-    inside = (value for layer in layers for value in vars(layer).values())
-    memo: dict[int, Any] = {id(value): type(value)() for value in inside if type(value) in EMPTIED and not value}
-    for prefix, part in parts.items():
-        for name, p in part.named_parameters() if part else ():  # a model may be made without a part
-            changes = only is None or prefix in only or f"{prefix}.{name}" in only
-            tensor = p.detach().to(whole(p.dtype), copy=True) if changes else p.detach()
-            memo[id(p)] = nn.Parameter(tensor, p.requires_grad)
-    return {prefix: deepcopy(part, memo) for prefix, part in parts.items()}
-
-
-def apply(delta: Delta, parts: dict[str, nn.Module]) -> None:
-    """Add a delta to the weights of `parts`, strictly."""
-    for name, difference in delta.dense.items():
-        add(parts, name, difference)
-    for name, (down, up) in delta.low_rank.items():
-        weight = find(parts, f"{name}.weight")
-        product = up.flatten(1) @ down.flatten(1)
-        add(parts, f"{name}.weight", product.reshape(weight.shape) if product.numel() == weight.numel() else product)
-
-
-def add(parts: dict[str, nn.Module], name: str, difference: Tensor) -> None:
-    """weight += difference, if the weight exists and has that shape."""
-    weight = find(parts, name)
-    if weight.shape != difference.shape:
-        raise ValueError(
-            f"expected a delta of shape {tuple(weight.shape)} for {name!r}, got {tuple(difference.shape)}: "
-            "was it made for another model?"
-        )
-    with torch.no_grad():
-        weight.add_(difference.to(weight))
-
-
-def find(parts: dict[str, nn.Module], name: str) -> Tensor:
-    """The parameter called `<part>.<name in part>`."""
-    part, _, inner = name.partition(".")
-    try:
-        return parts[part].get_parameter(inner)
-    except (KeyError, AttributeError) as error:
-        raise ValueError(
-            f"expected a parameter of {', '.join(parts)}, got {name!r}, which this model lacks: "
-            "was the delta made for another model?"
-        ) from error
 
 
 def difference(after: Model, before: Model, *, part: str = "", names: set[str] | None = None) -> Delta:

@@ -193,13 +193,16 @@ class Snapshot:
         delta: change of the attacked model's weights.
         tokens: learned words, each a vector `(D,)` of the text encoder's token table, of both side by side for two.
         prompts: found texts. Evaluation prompt i is replaced by number i modulo their count, where `PROMPT` stands
-            for its own words; none leaves the prompts as they are.
+            for its own words; an empty one is not drawn; none leaves the prompts as they are.
+        search: what tells whether a search converged, by name, a number for each found text: `loss_before` and
+            `loss_after`, by which it was chosen, and `largest_weight` of a relaxed one-hot.
     """
 
     steps: int
     delta: Delta = field(default_factory=Delta)
     tokens: Mapping[str, Tensor] = field(default_factory=dict)
     prompts: tuple[str, ...] = ()
+    search: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 PROMPT = "{prompt}"

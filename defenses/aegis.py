@@ -39,7 +39,7 @@ from benchmark.diffusion import Model, Scope, difference
 from benchmark.types import Concept, Delta, Examples, Report, Requirement
 from defenses.base import Defense
 from defenses.free_words import adversarial, table_noise, with_room
-from defenses.sampling import Sampler, mean_length, needs, partial_sample
+from defenses.sampling import Sampler, mean_passes, needs, partial_sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +194,7 @@ class AEGIS(Defense):
 
     def passes(self) -> int:
         """A step has 7 predictions and 3 backward passes, 5 and 2 without AET, and part of a guided trajectory."""
-        drawn = mean_length(self.sampler, self.ddim_steps) * (1 if self.start_guidance == 1 else 2)
+        drawn = mean_passes(self.sampler, self.ddim_steps, self.start_guidance)
         return round(self.steps * self.batch * (drawn + (13 if self.aet else 9)))
 
 

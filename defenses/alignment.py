@@ -1,10 +1,9 @@
 """The U-Net half of Patronus, stages U1 and U2: the equations, the source and the differences are in `patronus`."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -14,7 +13,7 @@ from torch.optim.lr_scheduler import StepLR
 from benchmark.diffusion import Model, denoising_loss, normal
 from benchmark.types import Examples
 from defenses.data import draw
-from defenses.meta import copied, descend, trainable, transfer
+from defenses.meta import descend, fork, step, trainable, transfer
 
 Data = Mapping[str, Examples]
 Pairs = Iterator[tuple[Tensor, Tensor]]  # endless z_0 (B, C, h, w) and text (B, L, D)
@@ -67,14 +66,11 @@ class Alignment:
         is over.
         """
         u, v = (weight / self.u2_batches for weight in self.u2_weights)
-        parts: dict[str, Any] = {edited.part: copied(edited.denoiser)}
-        learner = replace(edited, **parts)
+        learner = fork(edited, every=True)
         attacker = SGD(learner.denoiser.parameters(), self.u2_attack_lr, momentum=0.9, dampening=0.9)
         losses, cut = [], self.u2_adapt
         for z_0, c in islice(M, self.u2_batches):
-            attacker.zero_grad()
-            denoising_loss(learner, z_0[:cut], c[:cut], rng=rng).backward()
-            attacker.step()
+            step(denoising_loss(learner, z_0[:cut], c[:cut], rng=rng), attacker)
             found = v * black_loss(learner, z_0[cut:], c[cut:], rng=rng)
             losses.append(transfer(found, learner.denoiser, edited.denoiser))
         for z_0, c in islice(S, self.u2_batches):

@@ -34,6 +34,7 @@ class Defense(ABC):
         needs: which defender splits it reads; the runner draws them, disjoint from the attacker's.
         presets: named field values, such as the settings of a paper and of its later code.
         fidelity: how close it is to the paper, a `Badge`, and `matched` says what was compared, with figures.
+        later: fields that came after its first numbers: at their default they are no part of its key.
         several: it erases all of `concept.phrases`, which are several where concepts are erased at once.
         lives_in: the part in which all of it lives, if whoever has the public base can put that back without training:
             the plan adds a cell in which he has, see `benchmark.plan.removal`.
@@ -42,6 +43,7 @@ class Defense(ABC):
     version: ClassVar[int]
     needs: ClassVar[frozenset[Need]] = frozenset()
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    later: ClassVar[frozenset[str]] = frozenset()
     fidelity: ClassVar[Badge]
     matched: ClassVar[str]
     lives_in: ClassVar[Part | None] = None
@@ -70,6 +72,11 @@ class Defense(ABC):
     def removable(self) -> Part | None:
         """`lives_in` with these fields: for a method whose parts can be left away."""
         return self.lives_in
+
+    @property
+    def needed(self) -> frozenset[Need]:
+        """`needs` with these fields."""
+        return self.needs
 
     @property
     def takes_several(self) -> bool:

@@ -21,7 +21,7 @@ Symbols   v_0 frozen velocity; v_th trained velocity; c concept; s, i words; eta
 Protects  against prompts that name c. Makes no claim about fine-tuning.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,8 +33,9 @@ from benchmark.model.adapters import add_adapters, low_rank
 from benchmark.types import Concept, Delta, Examples, Report, Requirement
 from defenses.base import Defense
 from defenses.data import draw
+from defenses.erasing import away, descend
 from defenses.joint import Maps
-from defenses.sampling import mean_length, partial_sample
+from defenses.sampling import mean_passes, partial_sample
 
 TARGETS = ("add_q_proj", "add_k_proj")
 Drawn = tuple[Tensor, Tensor]  # z_s (B, C, h, w) and s ()
@@ -84,19 +85,17 @@ class EraseAnything(Defense):
             texts, null = model.encode_text(words), model.encode_text([""])
         safe = draw(model, data["safe"], self.batch, rng=rng)
         blocks = sum(name.endswith("add_k_proj") for name in layers)
-        for i in range(self.steps):
-            drawn = self.draw(edited, texts[:1], null, rng)
-            if i % 2 == 0:
-                loss = self.erase(edited, model, drawn, texts[:1], null, rows[0], blocks)
-            else:
-                loss = self.keep * denoising_loss(edited, *next(safe), rng=rng)
-                loss = loss + self.contrast * self.reverse(edited, drawn, texts, rows, blocks)
-            if not torch.isfinite(loss):
-                raise ValueError(f"expected a finite loss, got {loss.item()} at step {i}: lower lr ({self.lr}).")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            report(step=i + 1, total=self.steps, loss=loss.item())
+
+        def losses() -> Iterator[Tensor]:
+            for i in range(self.steps):
+                drawn = self.draw(edited, texts[:1], null, rng)
+                if i % 2 == 0:
+                    yield self.erase(edited, model, drawn, texts[:1], null, rows[0], blocks)
+                else:
+                    kept = self.keep * denoising_loss(edited, *next(safe), rng=rng)
+                    yield kept + self.contrast * self.reverse(edited, drawn, texts, rows, blocks)
+
+        descend(optimizer, losses(), report, total=self.steps)
         return low_rank(layers, edited.part)
 
     def draw(self, model: Model, c: Tensor, null: Tensor, rng: Generator) -> Drawn:
@@ -110,12 +109,11 @@ class EraseAnything(Defense):
         """The loss of an even step, for c and null `(1, L, D)`."""
         z, s = drawn
         c, null = c.expand(len(z), -1, -1), null.expand(len(z), -1, -1)
-        with torch.no_grad():
-            v_null, v_c = model.predict(z, s, null), model.predict(z, s, c)
+        target = away(model, z, s, c, null, self.eta)
         with Maps(edited, [rows] * len(z), blocks) as maps:
             v = edited.predict(z, s, c)
         attention = torch.stack([a.norm(dim=-1).mean() for a in maps.found]).sum()
-        return F.mse_loss(v, v_null - self.eta * (v_c - v_null)) + self.attention * attention
+        return F.mse_loss(v, target) + self.attention * attention
 
     def reverse(self, edited: Model, drawn: Drawn, texts: Tensor, rows: Sequence[Sequence[int]], blocks: int) -> Tensor:
         """The reversed contrast, for the texts of concept, synonym and irrelevant words `(W, L, D)`; first sample."""
@@ -131,7 +129,7 @@ class EraseAnything(Defense):
 
     def passes(self) -> int:
         """All steps draw; an even one has three predictions and a backward pass, an odd one trains on each word."""
-        drawn = mean_length("ddim", self.ddim_steps) * (1 if self.start_guidance == 1 else 2)
+        drawn = mean_passes("ddim", self.ddim_steps, self.start_guidance)
         even, odd = -(-self.steps // 2), self.steps // 2
         words = 2 + len(self.irrelevant)
         return round(self.steps * self.batch * drawn + even * 5 * self.batch + odd * 3 * (self.batch + words))

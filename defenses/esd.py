@@ -22,8 +22,9 @@ Symbols   eps_0 frozen predictor; eps_th trained predictor; c concept; eta negat
 Protects  against prompts that name c. Makes no claim about fine-tuning.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -33,7 +34,8 @@ from torch.nn import functional as F
 from benchmark.diffusion import Model, Scope, difference
 from benchmark.types import Concept, Delta, Examples, Report, Requirement
 from defenses.base import Defense
-from defenses.sampling import Sampler, mean_length, needs, partial_sample
+from defenses.erasing import away, descend, student
+from defenses.sampling import Sampler, mean_passes, needs, partial_sample
 
 FORK = {"steps": 1400, "lr": 1e-4, "sampled_from": "frozen", "sampler": "ddim"}
 
@@ -89,25 +91,21 @@ class ESD(Defense):
             ValueError: `scope` selects no parameter of this model, or the loss is not finite.
         """
         names = model.scope(self.scope)
-        edited = model.clone(only={f"{model.part}.{name}" for name in names})
-        for name, parameter in edited.denoiser.named_parameters():
-            parameter.requires_grad_(name in names)
-        optimizer = torch.optim.Adam([p for p in edited.denoiser.parameters() if p.requires_grad], lr=self.lr)
+        edited, theta = student(model, names)
+        losses = islice(self.losses(edited, model, concept, rng), self.steps)
+        descend(torch.optim.Adam(theta, lr=self.lr), losses, report, total=self.steps)
+        return difference(edited, model, names=names)
+
+    def losses(self, edited: Model, model: Model, concept: Concept, rng: Generator) -> Iterator[Tensor]:
+        """Endless losses."""
         wordings = (*concept.phrases, *(concept.wordings if self.erase == "wordings" else ()))
         with torch.no_grad():
             null, texts = model.encode_text([""]), model.encode_text(wordings)
-        for i in range(self.steps):
+        while True:
             chosen = int(torch.randint(len(texts), (), generator=rng))
             c = texts[chosen : chosen + 1]
             z_t, t = self.draw(edited if self.sampled_from == "edited" else model, c, null, rng)
-            loss = self.loss(edited, model, z_t, t, c, null)
-            if not torch.isfinite(loss):
-                raise ValueError(f"expected a finite loss, got {loss.item()} at step {i}: lower lr ({self.lr}).")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            report(step=i + 1, total=self.steps, loss=loss.item())
-        return difference(edited, model, names=names)
+            yield self.loss(edited, model, z_t, t, c, null)
 
     def draw(self, model: Model, c: Tensor, null: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
         """z_t `(B, C, h, w)` and t `()`: from noise with prompt c, stopped at a random step."""
@@ -125,9 +123,7 @@ class ESD(Defense):
     def loss(self, edited: Model, model: Model, z_t: Tensor, t: Tensor, c: Tensor, null: Tensor) -> Tensor:
         """The scalar that is minimised, for z_t `(B, C, h, w)`, t `()`, c and null `(1, L, D)`."""
         c, null = c.expand(len(z_t), -1, -1), null.expand(len(z_t), -1, -1)
-        with torch.no_grad():
-            eps_null, eps_c = model.predict(z_t, t, null), model.predict(z_t, t, c)
-            eps_tgt = eps_null - self.eta * (eps_c - eps_null)  # Eq. target
+        eps_tgt = away(model, z_t, t, c, null, self.eta)  # Eq. target
         return F.mse_loss(edited.predict(z_t, t, c), eps_tgt)  # Eq. loss
 
     def requires(self, concept: Concept) -> tuple[Requirement, ...]:
@@ -136,5 +132,5 @@ class ESD(Defense):
 
     def passes(self) -> int:
         """A step has three predictions, a backward pass and the mean part of a guided trajectory."""
-        drawn = mean_length(self.sampler, self.ddim_steps) * (1 if self.start_guidance == 1 else 2)
+        drawn = mean_passes(self.sampler, self.ddim_steps, self.start_guidance)
         return round(self.steps * self.batch * (drawn + 5))

@@ -8,8 +8,13 @@ Trains the attention projections theta to be a bad start for an adaptation phi, 
 Solved to first order by turns: `inner` steps  phi <- phi - lr_phi grad_phi L_A,  then `outer` steps
 theta <- theta + lr_theta grad_theta L_A. phi keeps its state, and is thrown away at the end.
 
+MIMA (Zheng & Yeh, AAAI 2025) adds retention, `prior`, and a phi whose keys and values are merged (`defenses.merge`):
+
+    inner   phi   goes down  L_A + prior L_DM(safe)             outer   theta goes down  -L_A + prior L_DM(safe)
+
 Paper     https://arxiv.org/abs/2311.18815
-Code      https://github.com/amberyzheng/IMMA @ 2f55041, train/defend_*.py and scripts/run_*.sh
+Code      https://github.com/amberyzheng/IMMA @ 2f55041, train/defend_*.py and scripts/run_*.sh; MIMA by notes on its
+          release @ 7372e89 (several concepts are one here)
 Differs   turns are counted over all steps, as for dreambooth in the release (for LoRA and textual inversion it counts
           within an epoch); no crops or flips; dreambooth trains on the images' captions (the release: one prompt with a
           rare word); textual inversion trains on the new word alone, without the release's sentence templates, starts
@@ -31,8 +36,10 @@ from torch import Generator, Tensor, nn
 from benchmark.diffusion import Model, denoising_loss
 from benchmark.model.adapters import add_adapters
 from benchmark.types import Concept, Delta, Examples, Report, Requirement
-from defenses.base import Defense
+from defenses.base import Badge, Defense, Need
 from defenses.data import draw
+from defenses.merge import Merger
+from defenses.meta import step
 
 Adaptation = Literal["lora", "dreambooth", "textual_inversion"]
 Rewrite = Callable[[Tensor], Tensor]  # the text of a batch, as the adaptation would have it
@@ -42,6 +49,7 @@ RATES: Mapping[Adaptation, tuple[float, float]] = {  # lr of phi and of theta, f
     "dreambooth": (5e-6, 2e-5),
     "textual_inversion": (5e-4, 1e-6),
 }
+MIMA = {"adaptation": "dreambooth", "adapt_lr": 1e-5, "prior": 1.0, "theta": "x", "merge": True}
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # theta, and where the simulated LoRA goes
 
 
@@ -59,6 +67,9 @@ class IMMA(Defense):
     batch: int = 1
     weight_decay: float = 1e-2
     ascent_only: bool = False  # the release's `--max`: phi never moves
+    prior: float = 0.0  # MIMA's retention: weight of the safe images' loss at both levels
+    theta: Literal["attn", "x"] = "attn"  # x: what reads the text alone, as in MIMA
+    merge: bool = False  # MIMA's inner step on keys and values, of `dreambooth`
 
     version = 1
     needs = frozenset({"concept"})
@@ -66,7 +77,10 @@ class IMMA(Defense):
         "dreambooth": {"adaptation": "dreambooth"},  # scripts/run_db.sh
         "textual-inversion": {"adaptation": "textual_inversion"},  # scripts/run_ti.sh
         "dreambooth-lora": {"adaptation": "lora", "lr": 2e-5, "adapt_lr": 5e-6},  # scripts/run_db_lora.sh
+        "mima": {**MIMA, "lr": 3e-5},  # re-learning; its inner rate is doubled where there is a prior
+        "mima-personalize": {**MIMA, "lr": 2e-5},
     }
+    later = frozenset({"prior", "theta", "merge"})
     fidelity = "official-matched"
     matched = (
         "run beside the release on a random model: fed with the latents, noise, timesteps and text of each step, eight "
@@ -81,26 +95,34 @@ class IMMA(Defense):
         """Return the change of the attention projections that makes `adaptation` fail on the concept's images.
 
         Raises:
-            ValueError: the U-Net has no attention projections, or the loss is not finite.
+            ValueError: the U-Net has no attention projections, the loss is not finite, or only `dreambooth` can merge.
         """
-        theta_of = {f"{model.part}.{name}" for name in projections(model)}
+        if self.merge and self.adaptation != "dreambooth":
+            raise ValueError(f"expected adaptation dreambooth to merge, got {self.adaptation!r}: set it.")
+        theta_of = {f"{model.part}.{name}" for name in projections(model, self.theta)}
         immunised = model.clone(only={model.part} if self.adaptation == "dreambooth" else theta_of)
-        theta = projections(immunised)  # taken first: an adapter would change the names
+        theta = projections(immunised, self.theta)  # taken first: an adapter would change the names
         phi, rewrite = self.adapt(immunised, concept, rng)
+        merger = Merger(model, immunised, concept, data["safe"].captions) if self.merge else None
         for parameter in (*theta.values(), *phi):
             parameter.requires_grad_(True)
         rates = self.rates()
+        phi = merger.others(phi) if merger else phi
         adapt, immunise = self.optimizer(phi, rates["adapt_lr"]), self.optimizer(theta.values(), rates["lr"])
         draws = draw(model, data["concept"], self.batch, rng=rng)
+        safe = draw(model, data["safe"], self.batch, rng=rng) if self.prior else None
         for i in range(self.steps):
             z_0, text = next(draws)
             loss = denoising_loss(immunised, z_0, rewrite(text), rng=rng)  # L_A
             if not torch.isfinite(loss):
                 raise ValueError(f"expected a finite loss, got {loss.item()} at step {i}: lower {rates}.")
-            if not self.ascent_only and i % (self.inner + self.outer) < self.inner:
-                descend(loss, adapt)
+            kept = self.prior * denoising_loss(immunised, *next(safe), rng=rng) if safe else 0.0
+            if self.ascent_only or i % (self.inner + self.outer) >= self.inner:
+                step(kept - loss if safe else -loss, immunise, clip=1.0)
+            elif merger:
+                merger.step(loss + kept, adapt, rates["adapt_lr"])
             else:
-                descend(-loss, immunise)
+                step(loss + kept if safe else loss, adapt, clip=1.0)
             report(step=i + 1, total=self.steps, loss=loss.item())
         before = dict(model.denoiser.named_parameters())
         return Delta(dense={f"{model.part}.{n}": (p - before[n]).detach().float().cpu() for n, p in theta.items()})
@@ -131,15 +153,26 @@ class IMMA(Defense):
         """Words, if one is learned in the simulated adaptation."""
         return ("words",) if self.adaptation == "textual_inversion" else ()
 
+    @property
+    def needed(self) -> frozenset[Need]:
+        """Safe images too, to keep what they show or to merge on their captions."""
+        return frozenset({"concept", "safe"}) if self.prior or self.merge else self.needs
+
+    @property
+    def badge(self) -> Badge:
+        """IMMA was run beside its release; MIMA was not, and has one concept of several."""
+        return "reconstructed" if self.prior or self.merge or self.theta == "x" else self.fidelity
+
     def passes(self) -> int:
         """One forward and one backward pass, counted as three, for each sample."""
-        return 3 * self.steps * self.batch
+        return 3 * self.steps * self.batch * (2 if self.prior else 1)
 
 
-def projections(model: Model) -> dict[str, nn.Parameter]:
-    """theta: the query, key, value and output projections of every attention, self and cross, by name."""
+def projections(model: Model, which: Literal["attn", "x"] = "attn") -> dict[str, nn.Parameter]:
+    """theta: the query, key, value and output projections of every attention, or of those to the text, by name."""
     keys = [f".{key}." for key in model.targets(TARGETS)]
     found = {name: p for name, p in model.denoiser.named_parameters() if any(key in f".{name}." for key in keys)}
+    found = found if which == "attn" else {name: p for name, p in found.items() if name in model.scope("x")}
     if not found:
         raise ValueError(f"expected parameters named {'|'.join(TARGETS)}, got none: has this model attention?")
     return found
@@ -165,13 +198,3 @@ def new_word(model: Model, phrase: str) -> tuple[nn.Parameter, Rewrite]:
 def unchanged(text: Tensor) -> Tensor:
     """The attacker's own captions."""
     return text
-
-
-def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """One step down `loss` by the optimizer's parameters alone, the norm of their gradient clipped to 1."""
-    parameters = optimizer.param_groups[0]["params"]
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
-    nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimizer.step()

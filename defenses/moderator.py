@@ -14,7 +14,7 @@ from benchmark.model.perceptual import features
 from benchmark.types import Examples
 from defenses.data import captions, latents
 from defenses.decoding import Decoder, Pool, distance
-from defenses.meta import copied, descend, transfer
+from defenses.meta import copied, descend, step, transfer
 
 Kind = Literal["images", "latents"]
 KINDS: tuple[Kind, Kind] = ("images", "latents")
@@ -139,9 +139,7 @@ class Moderator:
         times[looks] += range(0, len(attack), self.d2_every[KINDS.index(looks)])
         losses = []
         for at, (z, target) in enumerate(attack):
-            attacker.zero_grad()
-            F.mse_loss(learner(z), target).backward()
-            attacker.step()
+            step(F.mse_loss(learner(z), target), attacker)
             for kind in KINDS:
                 if share := times[kind].count(at) / len(times[kind]):
                     found = weight[kind] * share * self.V(learner(query[kind]))

@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from benchmark.diffusion import Model, Stretch
+from benchmark.diffusion import Model
+from benchmark.tokens import Stretch
 from benchmark.types import Concept
 from defenses.closed_form import Reads
 from defenses.text_rows import Pair, encoded

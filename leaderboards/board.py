@@ -2,7 +2,8 @@
 
 Only `ok` cells enter worst_presence, the matrix and the rank. Curves and the titer also take `invalid` cells: presence
 was measured there, and both compare it with a ceiling of their own (the curve's, and that of the largest budget).
-Attacks of all kinds count toward the worst case; only those that change weights have a titer.
+Attacks of all kinds count toward the worst case; only those that train weights have a titer. Attacked cells of the kind
+`beside` stand in the cells, the matrix and the curves alone: no other row, number or rank knows of them.
 """
 
 from collections.abc import Collection
@@ -15,7 +16,19 @@ from leaderboards import gap
 from leaderboards.bootstrap import Draws
 from leaderboards.cells import check_cells, check_distances, measure
 from leaderboards.comparisons import compare
-from leaderboards.evidence import COSTS, KEY, REMOVAL, ROOT, SIMILARITY, Evidence, read, require, with_runs
+from leaderboards.evidence import (
+    BESIDE,
+    COSTS,
+    KEY,
+    REMOVAL,
+    ROOT,
+    SIMILARITY,
+    Evidence,
+    encode,
+    read,
+    require,
+    with_runs,
+)
 from leaderboards.files import write_table
 from leaderboards.pareto import membership
 from leaderboards.ranks import CONTROL as CONTROL
@@ -106,6 +119,7 @@ def build(
     Args:
         scores: one row for each image and metric (columns: `evidence.SCORES`); value NaN where the metric failed.
         cells: one row for each planned cell (`evidence.CELLS`), the control `none` among them. Where it has a column
+            `best`, that is true for cells of which the best of a prompt's images is a number, too (`presence_best`);
             `aimed`, that is true for attacks that the config aims at certain defenses, or `imported`, for somebody
             else's weights, which must erase first (see `leaderboards.erasure`), or `removable`, which names the part
             that the row's cell of the kind `removal` has from the base again. These, the scores and the
@@ -145,11 +159,12 @@ def tables(
     is_removal = wide["kind"] == REMOVAL
     removed = dict(list(wide[is_removal].groupby(ROW)))
     wide = wide[~is_removal]
-    numbers = dict(list(tidy[tidy["attack"] != REMOVAL].groupby(ROW)))
+    shown = [Row(evidence, part, bootstrap, tau) for _, part in wide.groupby(ROW)]
+    attacks, wide = sorted(set(wide["attack"])), _counted(wide)
+    numbers = dict(list(tidy[tidy["attack"].isin(wide["attack"])].groupby(ROW)))
     rows = [Row(evidence, part, bootstrap, tau, numbers[name], removed.get(name)) for name, part in wide.groupby(ROW)]
-    matrix = pd.DataFrame([row.names | row.worst_by_attack() for row in rows])
-    attacks = sorted(set(wide["attack"]))
-    curves = pd.DataFrame([point for row in rows for point in row.curves()], columns=CURVES)
+    matrix = pd.DataFrame([row.names | row.worst_by_attack() for row in shown])
+    curves = pd.DataFrame([point for row in shown for point in row.curves()], columns=CURVES)
     comparisons = compare(evidence, rows, bootstrap)
     return Board(
         cells=tidy,
@@ -162,16 +177,24 @@ def tables(
     )
 
 
+def _counted(wide: pd.DataFrame) -> pd.DataFrame:
+    """The cells that count: none of the kind `beside`, but what a row without others has before its attack."""
+    is_beside = wide["kind"] == BESIDE
+    has_others = (~is_beside).groupby([wide[name] for name in ROW]).transform("any")
+    return wide[~is_beside | (~has_others & (wide["budget"] == 0))]
+
+
 def _widen(tidy: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     """One row for each cell: the key, status, kind, and a column for each number."""
-    numbers = tidy.set_index([*KEY, "number"])["value"].unstack("number").reset_index()
+    tidy = tidy.set_axis(encode(tidy, KEY), axis="index")  # joins on one number are much faster than on eight columns
+    wide = tidy.loc[~tidy.index.duplicated(), [*KEY, "status", "reason"]].sort_index()
+    wide = wide.join(tidy.set_index("number", append=True)["value"].unstack())
     for number, name in (("presence_before", "before"), ("presence_after", "after")):
-        own = tidy.loc[tidy["number"] == number, [*KEY, "ci_low", "prompts"]]
-        numbers = numbers.merge(own.rename(columns={"ci_low": f"{name}_low", "prompts": f"{name}_prompts"}), on=KEY)
-    status = tidy[[*KEY, "status", "reason"]].drop_duplicates(KEY)
+        own = tidy.loc[(tidy["number"] == number).to_numpy(), ["ci_low", "prompts"]]
+        wide = wide.join(own.rename(columns={"ci_low": f"{name}_low", "prompts": f"{name}_prompts"}), how="inner")
     aimed = cells["aimed"].fillna(False).astype(bool) if "aimed" in cells else False
     more = cells[[*KEY, "kind", "key", *({*RATES, REMOVABLE} & set(cells))]].assign(aimed=aimed)
-    return numbers.merge(status, on=KEY).merge(more, on=KEY)
+    return wide.merge(more, on=KEY)
 
 
 def _leaderboard(rows: list[Row], costs: pd.DataFrame, distances: pd.DataFrame | None) -> pd.DataFrame:

@@ -24,6 +24,7 @@ COSTS = ["model", "scenario", "concept", "defense", "defend_seconds", "peak_memo
 DISTANCES = [*ROOT, "seed", "metric", "identity", "value", "ci_low", "ci_high", "n"]
 SPLITS = ("concept", "retained", "cross", "safe", "adapted")
 JUDGE, SIMILARITY = "presence", "sgr_similarity"
+BESIDE = "beside"  # kind of the attacked cells that are shown, and enter no rank
 REMOVAL = "removal"  # kind and label of the cell in which a defense's part is put back from the base
 
 

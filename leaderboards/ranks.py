@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -109,14 +110,20 @@ class Group:
 
     def before(self, defense: str) -> float | None:
         """Upper end of the interval of the presence before any attack less the base's; None if it is not known."""
-        table = self.comparisons
-        start = table[(table["number"] == "presence") & (table["budget"] == 0)]
         for a, b, end, sign in ((defense, CONTROL, "fixed_high", 1), (CONTROL, defense, "fixed_low", -1)):
-            rows = start[(start["defense_a"] == a) & (start["defense_b"] == b)]
-            if len(rows):
-                plain = rows[rows["attack"] == CONTROL]
-                return sign * float((plain if len(plain) else rows)[end].iloc[0])
+            if rows := self.starts.get((a, b)):
+                plain = [row for row in rows if row["attack"] == CONTROL]
+                return sign * float((plain or rows)[0][end])
         return None
+
+    @cached_property
+    def starts(self) -> dict[tuple[str, str], list[dict[Any, Any]]]:
+        """The differences in presence before any attack, by the pair of defenses."""
+        found: dict[tuple[str, str], list[dict[Any, Any]]] = {}
+        table = self.comparisons
+        for row in table[(table["number"] == "presence") & (table["budget"] == 0)].to_dict("records"):
+            found.setdefault((row["defense_a"], row["defense_b"]), []).append(row)
+        return found
 
     def differ(self, one: str, other: str) -> bool:
         """Whether the worst presences of two rows differ by more than noise."""

@@ -40,7 +40,7 @@ def rebuild(
     Args:
         cells: the table of that name of an old board, one row for each cell and number.
         leaderboard, variance: its other tables from which something is kept.
-        kinds: what each attack changes, `weights`, `prompts`, `sampling` or `none`, by label.
+        kinds: the kind of each attack, by label: `weights`, `edit`, `prompts`, `sampling`, `beside` or `none`.
         aimed: labels of the attacks that the config aims at certain defenses.
 
     Raises:

@@ -30,6 +30,9 @@ UNLEARNED = ["ua", "ira", "cra"]
 REMOVABLE = "removable"  # a column of the cells, too
 REMOVED = ["presence_removed", "presence_removed_low", "presence_removed_high"]
 RATES = ["judge_tpr", "judge_fpr"]  # columns of the cells, where the judge has a calibration card
+BEFORE = ("presence_before", "before_low", "before_prompts")
+AFTER = ("presence_after", "after_low", "after_prompts")
+MEASURES = (*BEFORE, *AFTER, "ceiling")  # what a course is made of
 DERIVED = ("reactivation_rate", "recovered", "ceiling", "presence", "judge", "retained_accuracy", "ua", "ira", "cra")
 
 
@@ -103,7 +106,7 @@ class Row:
             | {"worst_attack": f"{arm[0]}@{arm[1]}" if arm else None, "worst_concept": self.worst_concept()}
             | {"effort_area": self.effort_area()}
             | {"presence_before": over_concepts(self.cells, "presence_before"), "status": self.status()}
-            | {name: over_concepts(self.start, name) for name in utility}
+            | over_each(self.start, utility)
             | self.counts()
             | self.reactivation()
             | self.detected()
@@ -212,7 +215,8 @@ class Row:
         samples = (self.evidence.sample(point.key, "presence") for point in distinct(points))
         return sum(sample.scored for sample in samples if sample)
 
-    def courses(self) -> Iterator[list[tuple[str, Course]]]:
+    @cached_property
+    def courses(self) -> list[list[tuple[str, Course]]]:
         """For each concept and attack seed, the weight attacks by name with what they reached.
 
         Imported weights that do not erase have none: the concept was never away.
@@ -220,8 +224,16 @@ class Row:
         doubted = self.cells["reason"].fillna("").str.startswith(UNERASED)
         told = ~self.cells["concept"].isin(self.cells.loc[doubted, "concept"])
         weights = self.cells[(self.cells["kind"] == "weights") & told]
-        for _, pair in weights.groupby(["concept", "seed", "defense_seed"]):
-            yield [(str(attack), _course(run, self.tau)) for attack, run in pair.groupby("attack")]
+        floats = {name: weights[name].astype(float) for name in MEASURES}
+        runs: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
+        cells: list[dict[Any, Any]] = weights.assign(**floats)[[*KEY, "status", *MEASURES]].to_dict("records")
+        for cell in cells:
+            run = cell["concept"], cell["seed"], cell["defense_seed"]
+            runs.setdefault(run, {}).setdefault(str(cell["attack"]), []).append(cell)
+        return [
+            [(attack, _course(run, self.tau)) for attack, run in sorted(pair.items())]
+            for _, pair in sorted(runs.items())
+        ]
 
     def titer(self) -> Withstood | None:
         """Kaplan-Meier median over concepts and attack seeds; None without a weight attack that can tell."""
@@ -230,7 +242,7 @@ class Row:
     @cached_property
     def titers(self) -> list[Withstood]:
         """Of each concept and attack seed that can tell."""
-        found = [titer([course for _, course in pair], self.tau) for pair in self.courses()]
+        found = [titer([course for _, course in pair], self.tau) for pair in self.courses]
         return [each for each in found if each is not None]
 
     def titer_range(self) -> dict[str, Any]:
@@ -283,7 +295,7 @@ class Row:
         Runs with a gap, or whose positive control failed, are left out; NaN if none is left.
         """
         areas: dict[str, list[float]] = {}
-        for attack, course in (each for pair in self.courses() for each in pair):
+        for attack, course in (each for pair in self.courses for each in pair):
             area = effort_area(course.budgets, course.presence)
             if course.ceiling >= MIN_CEILING and np.isfinite(area):
                 areas.setdefault(attack, []).append(area)
@@ -294,34 +306,38 @@ class Row:
 
         What was there before an attack is not what the attack brought about; only `none` stands for it.
         """
-        counted = self.among("ok")
-        parts = counted[(counted["budget"] > 0) | (counted["attack"] == "none")].groupby("attack")
+        parts: dict[str, list[Key]] = {}
+        for key in self.keys("ok"):
+            if key.budget > 0 or key.attack == "none":
+                parts.setdefault(str(key.attack), []).append(key)
         once = Draws(1, self.bootstrap.seed)
-        panels = {str(attack): assemble(self.evidence, keys_of(part)) for attack, part in parts}
+        panels = {attack: assemble(self.evidence, keys) for attack, keys in sorted(parts.items())}
         return {attack: worst_case(panel, once).interval.value for attack, panel in panels.items()}
 
     def curves(self) -> Iterator[dict[str, Any]]:
         """Presence by budget for each concept, and for `all`; NaN where no cell was measured."""
-        concepts = sorted(set(self.cells["concept"]))
-        parts = [(name, self.cells[self.cells["concept"] == name]) for name in concepts]
-        for concept, part in [*parts, ("all", self.cells)]:
-            ceilings = _ceilings(part)
-            measured = [p for p in self.points if p.status in MEASURED and concept in (p.key.concept, "all")]
+        by_concept = self.cells.groupby(["concept", "attack", "budget"])["ceiling"].mean()
+        means: dict[Any, float] = by_concept.groupby(level=["attack", "budget"]).mean().to_dict()
+        own: dict[Any, float] = by_concept.to_dict()
+        ceilings = own | {("all", *arm): mean for arm, mean in means.items()}  # over seeds, then over concepts
+        for concept in [*sorted(set(self.cells["concept"])), "all"]:
+            part = [point for point in self.points if concept in (point.key.concept, "all")]
+            measured = [point for point in part if point.status in MEASURED]
             keys = [point.key for point in measured]
             back = {rate.arm: rate for rate in reactivation.rates(self.evidence, keys, self.bootstrap)}
             arms: dict[Any, list[Point]] = {}
             for each in measured:
                 arms.setdefault((each.key.attack, each.key.budget), []).append(each)
-            for point in by_arm(self._measured(keys, part), self.bootstrap):
+            for point in by_arm(self._measured(keys, [point.key for point in part]), self.bootstrap):
                 arm = point["attack"], point["budget"]
                 n = self.scored(arms.get(arm, ()))
                 more = dict(zip(REACTIVATION, back[arm].interval, strict=False)) if arm in back else {}
-                yield self.names | point | more | {"concept": concept, "ceiling": ceilings[arm], "n": n}
+                yield self.names | point | more | {"concept": concept, "ceiling": ceilings[concept, *arm], "n": n}
 
-    def _measured(self, keys: list[Key], part: pd.DataFrame) -> Panel:
+    def _measured(self, keys: list[Key], part: list[Key]) -> Panel:
         """Panel of the measured cells `keys` among `part`, with an arm also for those that were not."""
         axes = axes_of(self.evidence, keys)
-        arms = sorted(set(part[["attack", "budget"]].itertuples(index=False, name=None)))
+        arms = sorted({(key.attack, key.budget) for key in part})
         return assemble(self.evidence, keys, replace(axes, arms=tuple(arms)))
 
 
@@ -342,30 +358,28 @@ def distinct(points: Iterable[Point]) -> list[Point]:
 
 def over_concepts(cells: pd.DataFrame, number: str) -> float:
     """Mean over seeds and arms within a concept, then over concepts; NaN if there is none."""
-    if number not in cells or cells.empty:
-        return float("nan")
-    return float(cells.groupby("concept")[number].mean().mean())
+    return over_each(cells, [number])[number]
 
 
-def _ceilings(cells: pd.DataFrame) -> dict[tuple[str, int], float]:
-    """The ceiling of each arm: mean over seeds within a concept, then over concepts."""
-    by_concept = cells.groupby(["attack", "budget", "concept"])["ceiling"].mean()
-    means: dict[Any, float] = by_concept.groupby(level=["attack", "budget"]).mean().to_dict()
-    return means
+def over_each(cells: pd.DataFrame, numbers: Iterable[str]) -> dict[str, float]:
+    """`over_concepts` of each of the numbers; who belongs to which concept is found once for all."""
+    by_concept = cells.groupby("concept")
+    return {
+        number: float(by_concept[number].mean().mean()) if number in cells and len(cells) else float("nan")
+        for number in numbers
+    }
 
 
-def _course(run: pd.DataFrame, tau: float) -> Course:
+def _course(run: list[dict[str, Any]], tau: float) -> Course:
     """Presence by budget of one attack run, (concept, attack, seed). Budget 0 is what was there before the attack."""
-    run = run.sort_values("budget")
-    is_known, columns = run["status"].isin(MEASURED), ["presence_after", "after_low", "after_prompts"]
-    points = [run[name].where(is_known).astype(float).tolist() for name in columns]
-    budgets, first = run["budget"].tolist(), run.iloc[0]
+    run = sorted(run, key=lambda cell: int(cell["budget"]))
+    points = [[cell[name] if cell["status"] in MEASURED else float("nan") for cell in run] for name in AFTER]
+    budgets = [int(cell["budget"]) for cell in run]
     if budgets[0] != 0:
         budgets = [0, *budgets]
-        start = [float(first[name]) for name in ("presence_before", "before_low", "before_prompts")]
-        points = [[at_zero, *rest] for at_zero, rest in zip(start, points, strict=True)]
+        points = [[run[0][name], *rest] for name, rest in zip(BEFORE, points, strict=True)]
     presence, low, prompts = points
-    ceiling = float(run["ceiling"].iloc[-1])
+    ceiling = float(run[-1]["ceiling"])
     could_tell = [n > 0 and wilson(n, int(n))[0] > tau * ceiling for n in prompts]
     told = [end if can else float("nan") for end, can in zip(low, could_tell, strict=True)]
     return Course(budgets=budgets, presence=presence, ceiling=ceiling, low=told)

@@ -15,9 +15,10 @@ import pytest
 from benchmark.config.registry import FOLDERS, SHARED, PluginKind
 
 PACKAGES = ("benchmark", "defenses", "attacks", "metrics", "leaderboards")
-ROOT = {"types", "errors", "diffusion", "guard"}  # with `__init__`, the files of the root
+ROOT = {"types", "errors", "tokens", "deltas", "diffusion", "guard"}  # with `__init__`, the files of the root
 FLOORS: tuple[tuple[str, ...], ...] = (  # each floor's rooms do not import each other
     ("types", "errors"),
+    ("tokens", "deltas"),
     ("diffusion",),
     ("guard",),
     ("given",),
@@ -34,7 +35,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (  # each floor's rooms do not import each
     ("__init__",),  # `benchmark.run`
 )
 FOR_METHODS = {
-    *("benchmark.types", "benchmark.diffusion", "benchmark.guard", "benchmark.mini", "benchmark.mini.subjects"),
+    *(f"benchmark.{name}" for name in ROOT - {"errors"}),
+    *("benchmark.mini", "benchmark.mini.subjects"),
     *("benchmark.model.adapters", "benchmark.model.perceptual", "benchmark.model.towers", "benchmark.model.places"),
 }
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 FULL_TRAINING = 3  # copies of the U-Net beside two whole models: its gradients and Adam's two moments
+SIMULATED = 4  # further copies where a training simulates an attack on all of it: the attacked one, and its own three
 OF_A_FLOW = 5  # copies of the transformer in float32 beside one whole model: defended and attacked, and these three
 SPARE = 1.1  # of the disk: what is downloaded is written beside what is there
 BATCH = 4  # samples at once when timed on an accelerator; one on a CPU
@@ -175,6 +176,7 @@ class Look:
             most = held + OF_A_FLOW * denoiser
         free = free_memory(self.device)
         text = f"{held / GIB:.1f} GiB for the base and a defended copy, {most / GIB:.1f} to train a whole {self.part}"
+        text += f" ({(most + SIMULATED * denoiser) / GIB:.1f} where that simulates an attack on all of it)"
         if held > free:
             raise DataError(f"expected {text}, got {free / GIB:.1f} GiB free on {self.device}: take a larger one.")
         short = "; too little for that" * (most > free)

@@ -5,6 +5,7 @@ steps, batch, rank and other counts, see COUNTS       1 to LARGEST
 other names of steps and rates: d1_steps, adapt_lr    from 0: such a stage may be left out
 weight_decay and the like                             from 0
 threshold                                             -1 to 1: a share, or a cosine
+percent                                               1 to 100
 every other number                                    finite, of 64 bits
 """
 
@@ -18,7 +19,7 @@ from benchmark.errors import shown
 
 LARGEST = 1_000_000
 COUNTS = re.compile(
-    r"steps|ddim_steps|timesteps|(\w+_)?batch(es)?|rank|alpha|tokens|count|inner|outer|features|population|rows|top|side"
+    r"steps|ddim_steps|timesteps|(\w+_)?batch(es)?|rank|alpha|tokens|count|inner|outer|features|population|rows|top|side|held_out|every"
 )
 FROM_ZERO = re.compile(r"\w+_steps|\w+_lr|lr_\w+|(\w+_)?decay")
 
@@ -48,6 +49,8 @@ def expected(name: str, value: Any) -> str:
             return f"a number from 0 to {LARGEST:,}"
         if name == "threshold" and not -1 <= number <= 1:
             return "a number from -1 to 1"
+        if name == "percent" and not 1 <= number <= 100:
+            return "numbers from 1 to 100"
         if abs(number) >= 2**63 and isinstance(number, int):
             return "a number of 64 bits"
     return ""

@@ -17,7 +17,16 @@ NUMBERS: tuple[str, ...] = (
     "reactivation_rate",
     "recovered",
 )
-NUMBERS += ("retained_accuracy", "benign_adaptation", "judge_disagreement", "judge_kappa", "ua", "ira", "cra")
+NUMBERS += (
+    "presence_best",
+    "retained_accuracy",
+    "benign_adaptation",
+    "judge_disagreement",
+    "judge_kappa",
+    "ua",
+    "ira",
+    "cra",
+)
 
 
 class ClaimText(BaseModel):
@@ -84,8 +93,8 @@ def check_names(claims: Sequence[ClaimText], listed: dict[Any, tuple[Entry, ...]
 
 def reached(attack: Entry, budgets: Sequence[int]) -> list[int]:
     """The budgets of an attack's cells; one that follows another counts that one's steps too."""
-    own = list(attack.method.budgets(budgets))
+    own = list(attack.budgets(budgets))
     if attack.after is None or not own:
         return own
-    start = attack.at or min(attack.after.method.budgets(budgets), default=0)
+    start = attack.at or min(attack.after.budgets(budgets), default=0)
     return [start + budget for budget in own]

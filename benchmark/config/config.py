@@ -190,6 +190,7 @@ def cases(kind: PluginKind) -> Iterator[dict[str, Any]]:
             "against": {"anyOf": [word, {"type": "array", "items": word}]},
             "after": word,
             "at": {"type": "integer", "minimum": 0},
+            "budgets": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1},
         },
     }
     if kind == "defense":

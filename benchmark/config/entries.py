@@ -3,13 +3,14 @@
 defenses: none, {use: esd, as: label, preset: fast, lr: 1.0e-4}
           a+b, or {use: b, after: a}               b on the result of a
           {use: imported, as: label, files: {concept: folder}}     what `titer import` wrote
-attacks:  a>b, or {use: b, after: a, at: 25}       prompt attack b on what weight attack a has after 25 steps
+attacks:  {use: p4d, budgets: [100, 3000]}         its own grid, in place of the run's
+          a>b, or {use: b, after: a, at: 25}       prompt attack b on what weight attack a has after 25 steps
           {use: "search:lora", develop: bomb, grid: {lr: [1.0e-4, 1.0e-3], rank: [4, 16]}}
                                                    LoRA with the settings that did best on another concept
 """
 
 import dataclasses
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cache, cached_property
 from itertools import product
 from math import prod
@@ -37,6 +38,7 @@ class Entry:
         after: the defense that a composed one is trained on, or the weight attack that a prompt attack follows.
         at: for the latter, the steps after which it follows; 0 is the smallest budget of the run.
         against: the defenses that an attack is meant for, beside the control; all, if empty.
+        own_budgets: the steps at which an attack is scored, in place of the run's; the run's, if empty.
         trials: for a tuned attack, the settings that it chooses from, each an entry.
         develop: the concept on which it chooses.
     """
@@ -47,14 +49,17 @@ class Entry:
     after: "Entry | None" = None
     at: int = 0
     against: tuple[str, ...] = ()
+    own_budgets: tuple[int, ...] = ()
     trials: tuple["Entry", ...] = ()
     develop: str = ""
 
     @cached_property
     def fields(self) -> dict[str, Any]:
-        """The method's fields as JSON values."""
+        """The method's fields as JSON values, without later ones that are at their default: no key knew of them."""
         values: dict[str, Any] = adapter(type(self.method)).dump_python(self.method, mode="json")
-        return values
+        later: frozenset[str] = getattr(type(self.method), "later", frozenset())
+        unset = {f.name for f in dataclasses.fields(self.method) if getattr(self.method, f.name) == f.default}
+        return {name: value for name, value in values.items() if name not in later & unset}
 
     @property
     def chain(self) -> "tuple[Entry, ...]":
@@ -71,10 +76,21 @@ class Entry:
         """Whether it acts while the model draws; of a composed defense the last part, on what the others trained."""
         return hasattr(self.method, "guard")
 
+    def budgets(self, run: Sequence[int]) -> tuple[int, ...]:
+        """The budgets at which an attack is scored, where the run has this grid."""
+        found: tuple[int, ...] = self.method.budgets(self.own_budgets or run)
+        return found
+
     @property
     def changes(self) -> str:
         """What an attack changes: whatever follows a weight attack works on changed weights."""
         return "weights" if self.after else str(self.method.changes)
+
+    @property
+    def kind(self) -> str:
+        """As what the tables count an attack: what it changes, or, where it stands apart, how."""
+        apart = {part.method.standing for part in self.chain} - {"attack"}
+        return min(apart, default=self.changes)  # `beside` comes before `edit`
 
 
 class Range(BaseModel):
@@ -117,7 +133,7 @@ def entries(kind: PluginKind, listed: tuple[str | dict[str, Any], ...]) -> tuple
 def entry(kind: PluginKind, item: str | dict[str, Any], known: Mapping[str, Entry] | None = None) -> Entry:
     """One plug-in from `name`, `a+b`, `a>b` or `{use: name, as: label, after: label, preset: name, field: value}`."""
     known = known or {}
-    if isinstance(item, str) and item not in names(kind):
+    if isinstance(item, str) and {"+", ">"} & set(item) and item not in names(kind):  # the names take long to read
         if "+" in item:
             return composed(kind, item, known)
         if ">" in item:
@@ -264,6 +280,7 @@ def plain(kind: PluginKind, given: dict[str, Any]) -> Entry:
     label, preset = label_of(kind, given, use), given.pop("preset", None)
     given.pop("as", None)
     against = meant_for(given.pop("against", ())) if kind == "attack" else ()
+    budgets = given.pop("budgets", None) if kind == "attack" else None
     cls = find(kind, use)
     fields_of = [f.name for f in dataclasses.fields(cls)]
     stored = getattr(cls, "presets", {})
@@ -278,7 +295,7 @@ def plain(kind: PluginKind, given: dict[str, Any]) -> Entry:
         raise ConfigError(f"{kind} {use!r}: {explain(error, fields_of)}") from error
     if fault := bounds.fault(method, given):
         raise ConfigError(f"{kind} {use!r}: {fault}")
-    return Entry(label, use, method, against=against)
+    return Entry(label, use, method, against=against, own_budgets=scored_at(label, method, budgets))
 
 
 def label_of(kind: PluginKind, given: Mapping[str, Any], otherwise: str) -> str:
@@ -303,6 +320,28 @@ def meant_for(against: Any) -> tuple[str, ...]:
     if not isinstance(listed, list | tuple) or not all(isinstance(name, str) for name in listed):
         raise ConfigError(f"expected `against:` with a defense's label or a list of them, got {shown(against)}.")
     return tuple(listed)
+
+
+def scored_at(label: str, method: Any, budgets: Any) -> tuple[int, ...]:
+    """The budgets of an attack's own.
+
+    Raises:
+        ConfigError: they are no rising numbers above 0, or the attack has others by nature.
+    """
+    if budgets is None:
+        return ()
+    is_list = isinstance(budgets, list | tuple) and all(type(b) is int and 0 < b <= bounds.LARGEST for b in budgets)
+    if not is_list or not budgets or list(budgets) != sorted(set(budgets)):
+        raise ConfigError(
+            f"expected rising `budgets:` from 1 to {bounds.LARGEST:,} of {shown(label)}, got {shown(budgets)}: "
+            "leave them out to take the run's."
+        )
+    if tuple(method.budgets(budgets)) != tuple(budgets):
+        raise ConfigError(
+            f"expected no `budgets:` of {shown(label)}, got {shown(list(budgets))}: it counts {method.unit}, "
+            "whatever the grid; set its fields."
+        )
+    return tuple(budgets)
 
 
 def adapter(cls: type[Any]) -> TypeAdapter[Any]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmark.diffusion import read, tokenize
+from benchmark.tokens import read, tokenize
 
 
 class TwoClips:

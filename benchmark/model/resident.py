@@ -11,7 +11,8 @@ from itertools import takewhile
 import torch
 from torch import Tensor, nn
 
-from benchmark.diffusion import Model, apply, find, whole
+from benchmark.deltas import apply, find, whole
+from benchmark.diffusion import Model
 from benchmark.types import Delta
 
 

@@ -121,7 +121,7 @@ def add_attack(plan: Plan, concept: Concept, defense: Entry, defend: str | None,
 
 def fitting(plan: Plan, concept: Concept, defense: Entry, attack: Entry) -> tuple[int, ...]:
     """The budgets of an attack; one that the run's sampling steps have no room for is skipped, with the reason."""
-    budgets = attack.method.budgets(plan.config.raw.budgets)
+    budgets = attack.budgets(plan.config.raw.budgets)
     if attack.changes != "sampling":
         return budgets
     unfit = {budget: attack.method.misfit(budget, plan.config.raw.sampling.steps) for budget in budgets}
@@ -154,7 +154,7 @@ def add_cell(
         attack=attack.label,
         budget=budget + (plan.tasks[parents["attack"]].fields.get("start", 0) if "attack" in parents else 0),
         seed=seed,
-        kind=attack.changes,
+        kind=attack.kind,
         defend=parents.get("defense"),
         images=images,
         scores=scores,

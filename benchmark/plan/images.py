@@ -9,6 +9,7 @@ from benchmark.config.entries import Entry
 from benchmark.data.cards import spread
 from benchmark.errors import PlanError
 from benchmark.plan.matrix import Plan
+from benchmark.plan.seeds import SEARCHED
 from benchmark.plan.task import Task
 from benchmark.types import Concept, Prompt, Split
 
@@ -26,6 +27,22 @@ def data_task(plan: Plan, concept: Concept, who: Entry, split: Split) -> str:
             f"expected prompts for the split {split!r} in the card {concept.name!r}, which {who.label} needs."
         )
     return plan.add(plan.once((concept,), (split, "data"), lambda: training_images(plan, concept, split)))
+
+
+def searched_images(plan: Plan, concept: Concept, who: Entry) -> str:
+    """What a search of the evaluation prompts looks at: an image of each by the base, on a seed that no evaluation
+    uses; of a subject that the base never knew, the attacker's own images.
+    """
+    if concept.scenario == "personalize":
+        return data_task(plan, concept, who, "attacker")
+
+    def one_each() -> Task:
+        label = f"{concept.name}: an image of each evaluation prompt, for searches"
+        task = draw(plan, asked(plan, concept, "concept"), "concept", {}, label, stream=SEARCHED)
+        fields = {**task.fields, "images": 1}
+        return replace(task, fields=fields, passes=task.passes // int(task.fields["images"]))
+
+    return plan.add(plan.once((concept,), (SEARCHED, "data"), one_each))
 
 
 def training_images(plan: Plan, concept: Concept, split: Split) -> Task:
@@ -90,7 +107,10 @@ def attacked(
     begin = {"use": attack.use, "version": attack.method.version, "fields": attack.fields}
     steps = plan.config.raw.sampling.steps
     passes = task.passes // steps * attack.method.trajectory(budget, steps)
-    return replace(task, fields={**task.fields, "begin": begin}, passes=passes)
+    asked = task.fields["images"]
+    images = attack.method.images(asked, budget)
+    fields = {**task.fields, "images": images, "begin": begin}
+    return replace(task, fields=fields, passes=passes // asked * images)
 
 
 def asked(plan: Plan, concept: Concept, split: Split) -> tuple[Prompt, ...]:

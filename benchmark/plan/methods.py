@@ -6,11 +6,11 @@ from benchmark.config.entries import Entry
 from benchmark.config.imported import USE
 from benchmark.data.cards import spread
 from benchmark.errors import PlanError
-from benchmark.plan.images import attacked, data_task
+from benchmark.plan.images import asked, attacked, data_task, reworded, searched_images
 from benchmark.plan.matrix import Plan
 from benchmark.plan.scores import score
 from benchmark.plan.task import GUIDANCE, Task
-from benchmark.types import Concept, Split
+from benchmark.types import Concept, Prompt, Split
 
 DEFENDER: dict[str, Split] = {"concept": "defender", "safe": "prior"}
 ATTACKER: dict[str, Split] = {"concept": "attacker", "benign": "benign"}
@@ -26,7 +26,7 @@ def add_defense(plan: Plan, concept: Concept, defense: Entry) -> str | None:
         return None
     if defense.use == USE:
         return imported(plan, concept, defense)
-    roles = {need: data_task(plan, concept, defense, DEFENDER[need]) for need in sorted(defense.method.needs)}
+    roles = {need: data_task(plan, concept, defense, DEFENDER[need]) for need in sorted(defense.method.needed)}
     below = add_defense(plan, concept, defense.after) if defense.after else None
     key = plan.add(
         Task(
@@ -80,23 +80,27 @@ def attack_task(
 ) -> str:
     """The task that attacks; one run gives the snapshots of all budgets.
 
-    An attack that reads the text encoder alone is run once, on the base's, and replayed on every defense. One that
-    follows a weight attack starts from that attack's snapshot; a tuned one reads how its trials did. Who trains
+    An attack that reads the text encoder alone, or the base, is run once, on that, and replayed on every defense. One
+    that follows a weight attack starts from that attack's snapshot; a tuned one reads how its trials did. Who trains
     weights does so without a guard; who searches prompts meets it. (Of the latter's passes the plan knows the most.)
+    A search that attacks the evaluation prompts has them in its key.
     """
     defense, attack = methods
     fields = plan.once((attack,), ("ran", budgets), lambda: {**attack.fields, "budgets": list(budgets)})
-    roles = {need: data_task(plan, concept, attack, ATTACKER[need]) for need in sorted(attack.method.needs)}
+    prompts = searched(plan, concept, attack)
+    roles = {need: data_task(plan, concept, attack, ATTACKER[need]) for need in attacker_needs(attack, prompts)}
+    if prompts and "concept" in attack.method.needs:
+        roles["concept"] = searched_images(plan, concept, attack)
     if attack.after:
         start, roles["attack"] = first_attack(plan, concept, (defense, attack), before, seed)
         fields = {**fields, "start": start}
     if attack.trials:
         fields = {"trials": [trial.fields for trial in attack.trials], "budgets": list(budgets)}
         roles |= trials(plan, defense, attack, budgets)
-    passes = max(which.method.passes(max(budgets)) for which in attack.trials or (attack,))
+    passes = max(which.method.passes(max(budgets)) for which in attack.trials or (attack,)) * max(len(prompts), 1)
     if defense.is_guard and attack.method.changes == "weights":
         before = under_guard(plan, before["defense"])
-    replayed = attack.method.access == "text encoder" and not attack.after
+    replayed = (attack.method.access == "text encoder" or attack.method.replayed) and not attack.after
     if defense.is_guard and attack.method.changes == "prompts" and not replayed:
         scale = plan.config.raw.sampling.guidance
         fields = {**fields, GUIDANCE: scale}
@@ -110,12 +114,27 @@ def attack_task(
             fields=fields,
             base=plan.base,
             concept=concept,
+            prompts=prompts,
             seed=seed,
             parents={**({} if replayed else before), **roles},
             label=label,
             passes=passes,
         )
     )
+
+
+def searched(plan: Plan, concept: Concept, attack: Entry) -> tuple[Prompt, ...]:
+    """The evaluation prompts that a search attacks, as an attack before it words them; none if it reads others."""
+    if "concept" not in attack.method.reads:
+        return ()
+    given = asked(plan, concept, "concept")
+    worded = plan.once((concept, attack, given), ("reworded",), lambda: reworded(given, attack, concept))
+    return plan.once((worded,), ("bare",), lambda: tuple(replace(p, label=None) for p in worded))
+
+
+def attacker_needs(attack: Entry, prompts: tuple[Prompt, ...]) -> list[str]:
+    """The images that it needs of the attacker's splits: a search of evaluation prompts looks at images of these."""
+    return sorted(need for need in attack.method.needs if need != "concept" or not prompts)
 
 
 def first_attack(
@@ -128,7 +147,7 @@ def first_attack(
     """
     defense, attack = methods
     assert attack.after is not None
-    budgets = attack.after.method.budgets(plan.config.raw.budgets)
+    budgets = attack.after.budgets(plan.config.raw.budgets)
     start = attack.at or min(budgets)
     reason = attack.after.method.objection(concept) or f"its budgets are {list(budgets)}" * (start not in budgets)
     if reason:

@@ -6,6 +6,8 @@ against the undefended base: cells are paired. An image's seed depends on its pr
 
 import hashlib
 
+SEARCHED = "searched"  # the stream of what a search of an evaluation prompt looks at: never a seed of a row's own
+
 
 def derive(*parts: str | int) -> int:
     """A seed in [0, 2^63) from any number of names and numbers."""

@@ -18,7 +18,7 @@ from benchmark.plan import Plan
 from benchmark.plan.removal import LABEL
 from benchmark.results import published, records
 from benchmark.results.folder import claim_folder, identity
-from benchmark.results.notes import notes
+from benchmark.results.notes import notes, unconverged
 from benchmark.results.report import page
 from benchmark.results.report.sketch import Sketch
 from benchmark.runner.code import changed
@@ -76,7 +76,7 @@ class Ran:
 
     def notes(self, seen: FrozenStore) -> dict[str, str]:
         """What to mistrust in each cell."""
-        return notes(self.plan, changed(self.plan, seen.codes), self.cut)
+        return notes(self.plan, changed(self.plan, seen.codes), self.cut, unconverged(self.plan, seen))
 
     @cached_property
     def cut(self) -> dict[str, int]:

@@ -105,6 +105,7 @@ def cells(
     """
     found = []
     aimed = {entry.label for entry in plan.config.attacks if entry.against}
+    searched = {entry.label for entry in plan.config.attacks if draws_more(entry.method)}
     taken = {entry.label for entry in plan.config.defenses if any(part.use == USE for part in entry.chain)}
     parts = {entry.label: removable(entry) for entry in plan.config.defenses}
     rates = {cell.concept.called: calibrated(plan, cell) for cell in plan.cells}
@@ -119,6 +120,7 @@ def cells(
             | {"kind": cell.kind, "status": status, "reason": reasons[0] if reasons else ""}
             | {"expected": cell.expected, "key": cell.images["concept"], "note": (notes or {}).get(cell.name, "")}
             | {"aimed": cell.attack in aimed, "imported": cell.defense in taken}
+            | {"best": cell.attack in searched and cell.budget > 0}
             | {"removable": parts[cell.defense] if cell.kind == LABEL else None}
             | rates[cell.concept.called]
         )
@@ -127,6 +129,11 @@ def cells(
         named = {"concept": skip.concept, "defense": skip.defense, "attack": skip.attack, "reason": skip.reason}
         found.append({"model": plan.config.raw.model, "scenario": skip.scenario, **named, "status": "skipped", **empty})
     return pd.DataFrame(found)
+
+
+def draws_more(method: Any) -> bool:
+    """Whether an attack draws each prompt until its budget is spent, so that the best of its images counts."""
+    return hasattr(method, "images") and any(method.images(1, budget) > 1 for budget in method.budgets(()))
 
 
 def calibrated(plan: Plan, cell: Cell) -> dict[str, float | None]:

@@ -5,6 +5,7 @@ pytorch_lora_weights.safetensors   adapters in diffusers' names, alpha folded in
 guard.json                         what acts while a model draws: the defense, and its guard's fields
 learned_embeds.safetensors         words that an attack has learned; `load_textual_inversion` takes it
 prompts.json                       prompts that an attack has found
+search.json                        what tells whether that search converged, a number for each of them
 images.parquet                     lossless PNG; the `datasets` library reads the `image` column as images
 features.safetensors               one vector for each image
 scores.parquet                     one row for each image, one column for each number; one row in all for a distance
@@ -28,7 +29,7 @@ from torch import Tensor
 from benchmark.types import Delta, Snapshot
 
 DENSE, ADAPTER = "delta.safetensors", "pytorch_lora_weights.safetensors"
-WORDS, PROMPTS = "learned_embeds.safetensors", "prompts.json"
+WORDS, PROMPTS, SEARCH = "learned_embeds.safetensors", "prompts.json", "search.json"
 GUARD = "guard.json"
 IMAGES, FEATURES, SCORES = "images.parquet", "features.safetensors", "scores.parquet"
 
@@ -65,14 +66,18 @@ def save_snapshot(folder: Path, snapshot: Snapshot) -> None:
         save_file({word: vector.contiguous() for word, vector in snapshot.tokens.items()}, folder / WORDS)
     if snapshot.prompts:
         (folder / PROMPTS).write_text(json.dumps(snapshot.prompts, indent=1))
+    if snapshot.search:
+        (folder / SEARCH).write_text(json.dumps(dict(snapshot.search), indent=1))
 
 
 def load_snapshot(folder: Path) -> Snapshot:
     """Read what an attack had at one budget; its number of steps is the folder's name."""
     tokens = load_file(folder / WORDS) if (folder / WORDS).exists() else {}
     prompts = json.loads((folder / PROMPTS).read_text()) if (folder / PROMPTS).exists() else []
+    told = json.loads((folder / SEARCH).read_text()) if (folder / SEARCH).exists() else {}
+    search = {name: tuple(values) for name, values in told.items()}
     steps = int(folder.name.rpartition("-")[2])
-    return Snapshot(steps=steps, delta=load_delta(folder), tokens=tokens, prompts=tuple(prompts))
+    return Snapshot(steps=steps, delta=load_delta(folder), tokens=tokens, prompts=tuple(prompts), search=search)
 
 
 def load_delta(folder: Path) -> Delta:

@@ -11,7 +11,11 @@ from torch import Tensor
 from attacks.base import SamplingAttack
 from attacks.diffusion_completion import DiffusionCompletion
 from attacks.img2img import Img2Img
+from attacks.latent_inversion import LatentInversion
+from attacks.noise import fresh
+from attacks.noise_probe import NoiseProbe
 from benchmark.diffusion import Model, sample
+from benchmark.kit import conformance
 
 STEPS, SCALE = 12, 2.0
 METHODS = [DiffusionCompletion(), Img2Img()]
@@ -40,7 +44,7 @@ def begin(
     return method.begin(None, base, *start, budget=budget, steps=steps, scale=SCALE)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("budget", DiffusionCompletion().handovers)
+@pytest.mark.parametrize("budget", [h for h in DiffusionCompletion().handovers if h < STEPS])
 def test_the_base_completes_its_own_image(model: Model, start: tuple[Tensor, Tensor, Tensor], budget: int) -> None:
     """With the base as the defended model the image is the base's own: the positive control."""
     z_T, text, null = start
@@ -78,7 +82,9 @@ def test_img2img_noises_the_bases_image(model: Model, start: tuple[Tensor, Tenso
     t = 1000 // STEPS * (STEPS - 1 - at) + 1  # leading spacing, as Stable Diffusion ships it
     ab = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=np.float64) ** 2)[t]
     z_0 = sample(model, z_T, text, null, steps=STEPS, guidance=SCALE).double()
-    torch.testing.assert_close(z.double(), ab**0.5 * z_0 + (1 - ab) ** 0.5 * z_T.double(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        z.double(), ab**0.5 * z_0 + (1 - ab) ** 0.5 * fresh(z_T, "img2img").double(), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("steps", [10, 25, 50])
@@ -100,6 +106,27 @@ def test_img2img_starts_where_diffusers_starts(
 
     assert steps - at == left
     assert torch.equal(model.trajectory(steps)[at:-1], timesteps)
+
+
+def test_the_noise_of_a_start_is_independent_of_the_noise_that_drew_the_image() -> None:
+    """Of 16,384 pairs: no correlation above five standard errors; another image or name has other noise."""
+    z_T = torch.randn(2, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    noise = fresh(z_T, "img2img")
+
+    for one, other in ((noise[0], z_T[0]), (noise[0], noise[1]), (noise[0], fresh(z_T, "other")[0])):
+        assert abs(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]) < 5 / 128
+    assert abs(noise.mean()) < 0.03 and abs(noise.std() - 1) < 0.03
+    assert torch.equal(fresh(z_T[1:], "img2img")[0], noise[1])
+
+
+def test_published_handovers_are_steps_that_the_base_has_done(
+    model: Model, start: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    for budget in DiffusionCompletion().handovers:
+        before = model.meter.unet_forward
+        _, at = begin(DiffusionCompletion(), model, start, budget, 50)
+        assert (at, model.meter.unet_forward - before) == (budget, 2 * 2 * budget)
 
 
 def test_skipping_more_starts_nearer_to_the_image(model: Model, start: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -135,3 +162,48 @@ def test_budgets_are_the_attacks_own(method: SamplingAttack) -> None:
     """The grid of optimizer steps means nothing here."""
     assert method.budgets([10, 400]) == method.budgets([1]) != ()
     assert method.uses_base
+
+
+@pytest.mark.parametrize("name", ["unet", "flow"])
+def test_inverted_noise_leads_back_to_the_picture(name: str) -> None:
+    """Of a base, on another model: the more fixed-point steps, the nearer, and at last the picture itself."""
+    base = conformance.tiny_model() if name == "unet" else conformance.tiny_flow()
+    defended, rng = base.clone().frozen(), torch.Generator().manual_seed(1)
+    for parameter in defended.denoiser.parameters():
+        parameter.data.add_(torch.randn(parameter.shape, generator=rng), alpha=0.02)
+    few = STEPS // 2
+    z_T = torch.randn(2, *base.latent_shape, generator=rng)
+    text = base.encode_text(["a cat", "a dog"])
+    null = base.encode_text([""]).expand_as(text)
+    z_0 = sample(base, z_T, text, null, steps=few, guidance=SCALE)
+
+    away, method = list[float](), LatentInversion(typical=False)
+    for budget in (1, 15):
+        z, at = method.begin(defended, base, z_T, text, null, budget=budget, steps=few, scale=SCALE)
+        drawn = sample(defended, z, text, null, steps=few, guidance=SCALE)
+        away.append((drawn - z_0).norm().item() / z_0.norm().item())
+
+    assert at == 0
+    assert (sample(defended, z_T, text, null, steps=few, guidance=SCALE) - z_0).norm() > 20 * away[-1] * z_0.norm()
+    assert away == sorted(away, reverse=True) and away[-1] < 1e-3
+    likely, _ = LatentInversion().begin(defended, base, z_T, text, null, budget=1, steps=few, scale=SCALE)
+    torch.testing.assert_close(likely.flatten(1).norm(dim=1), z_T.flatten(1).norm(dim=1))
+
+
+def test_an_inversion_costs_what_the_plan_foresees(model: Model, start: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Two images, two predictions a guided step; what the defended model then draws is not begun yet."""
+    before = model.meter.unet_forward
+
+    LatentInversion().begin(model, model, *start, budget=3, steps=STEPS, scale=SCALE)
+
+    assert model.meter.unet_forward - before == (LatentInversion().trajectory(3, STEPS) - STEPS) * 2 * 2
+
+
+def test_a_noise_probe_draws_more_of_the_same(model: Model, start: tuple[Tensor, Tensor, Tensor]) -> None:
+    method = NoiseProbe(draws=7, deviation=1.02)
+
+    z, at = method.begin(model, model, *start, budget=7, steps=STEPS, scale=SCALE)
+
+    assert at == 0 and torch.equal(z, 1.02 * start[0])
+    assert method.budgets([10, 400]) == (7,) and method.images(1, 7) == 7
+    assert DiffusionCompletion().images(3, 5) == 3

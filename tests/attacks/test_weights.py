@@ -12,7 +12,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Generator, Tensor
 
-from attacks.base import WeightAttack
+from attacks.base import WeightAttack, WeightEdit
 from attacks.benign_finetune import BenignFinetune
 from attacks.component_swap import ComponentSwap
 from attacks.concept_inversion import ConceptInversion
@@ -30,7 +30,7 @@ from benchmark.model.adapters import add_adapters, low_rank
 from benchmark.model.unet import UNetModel
 from benchmark.types import Concept, Examples, Prompt, Report, Snapshot
 
-QUICK = {"lr": 1e-3, "batch": 2, "rank": 2, "alpha": 2}
+QUICK = {"lr": 1e-3, "batch": 2, "rank": 2, "alpha": 2, "benign_steps": 2}
 
 
 def variants(*, presets: bool = True) -> list[WeightAttack]:
@@ -215,7 +215,7 @@ def test_a_snapshot_is_the_end_of_a_shorter_run(
 
     short, long = run(method, model, card, data, asked=(1,)), run(method, model, card, data, asked=(1, 2))
 
-    assert same(short[-1], long[0])
+    assert same(short[-1], next(snapshot for snapshot in long if snapshot.steps == short[-1].steps))
     assert len(long) == 1 or not same(long[0], long[1])
 
 
@@ -281,7 +281,9 @@ def test_an_attack_reads_its_own_split_alone(
     assert same(with_poison[0], run(method, model, card, dict.fromkeys(method.needs, examples), asked=(1,))[0])
 
 
-@pytest.mark.parametrize("method", [m for m in variants(presets=False) if not isinstance(m, ComponentSwap)], ids=label)
+@pytest.mark.parametrize(
+    "method", [m for m in variants(presets=False) if not isinstance(m, ComponentSwap | WeightEdit)], ids=label
+)
 def test_a_loss_that_is_not_finite_stops(method: WeightAttack, model: Model, card: Concept, examples: Examples) -> None:
     broken = model.clone()
     with torch.no_grad():

@@ -18,6 +18,7 @@ from benchmark.config import registry
 from benchmark.data import load_concept
 from benchmark.data.cards import spread
 from benchmark.diffusion import Model
+from benchmark.model.unet import UNetModel
 from benchmark.runner.limits import free, out_of_memory
 from benchmark.types import Concept, Prompt
 from tests.bench.paired import alternate, ratio
@@ -27,6 +28,8 @@ from tests.bench.training import Bed, noise_for, train
 
 WORDS = 49408
 SHORT = {"steps": 12, "d1_steps": 4, "d2_steps": 2, "u1_steps": 4, "u2_steps": 2}
+SHORT |= {"mask_batches": 2, "warm_steps": 4, "anchor_images": 4, "image_steps": 4, "pairs": 4, "edit_steps": 4}
+SHORT |= {"rounds": 2, "invert_steps": 4, "pool": 4, "retain_pool": 2, "anchoring": 10.0}
 SHORT |= {"features": 4, "u1_batch": 8, "d2_images": 12, "d2_latents": 8}
 
 
@@ -68,7 +71,7 @@ def sd14(device: str = "cuda") -> Model:
     schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     unet.to(memory_format=torch.channels_last)
     vae.to(memory_format=torch.channels_last)
-    return Model(
+    return UNetModel(
         unet=unet,
         vae=vae,
         text_encoder=text_encoder,
@@ -150,6 +153,8 @@ def training(model: Model, size: Size) -> Iterator[Row]:
             if kind == "defense" and cls.fidelity == "control":
                 continue
             if kind == "attack" and not (hasattr(cls, "finetune") or hasattr(cls, "search")):
+                continue
+            if kind == "attack" and cls.standing != "attack":  # an edit: its steps are percent
                 continue
             yield steps_of(kind, name, cls, at, size.training)
 

@@ -5,7 +5,7 @@ import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
@@ -25,27 +25,35 @@ def titer(*words: object) -> Result:
     return runner.invoke(app, [str(word) for word in words])
 
 
+class Done(NamedTuple):
+    """A finished run: a folder with all that it wrote, the arguments to run it there, and what it printed."""
+
+    folder: Path
+    words: list[object]
+    stdout: str
+    stderr: str
+
+
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> tuple[Path, list[object], Result]:
-    """A finished tiny run: its folder, its arguments, what it printed."""
-    folder = tmp_path_factory.mktemp("cli")
-    config = write_config(folder, tiny_folder)
-    words = ["run", config, "--out", folder / "out", "--store", folder / "store", "--device", "cpu"]
-    return folder, words, titer(*words)
+def done(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> Done:
+    """The tiny run, in a folder of our own."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    shutil.copytree(tiny_run, folder)
+    words = ["run", folder / "tiny.yaml", "--out", folder / "out", "--store", folder / "store", "--device", "cpu"]
+    return Done(folder, words, *((folder / name).read_text() for name in ("stdout", "stderr")))
 
 
-def test_a_run_ends_with_its_tables(done: tuple[Path, list[object], Result]) -> None:
-    folder, _, result = done
+def test_a_run_ends_with_its_tables(done: Done, tiny_run: Path) -> None:
+    folder = done.folder
 
-    assert result.exit_code == 0, result.output
-    assert "leaderboard" in result.stdout
-    assert str(folder / "out" / "leaderboard.csv") in result.stdout
+    assert "leaderboard" in done.stdout
+    assert str(tiny_run / "out" / "leaderboard.csv") in done.stdout
     names = {p.name for p in (folder / "out").iterdir()}
     assert names >= {"run.json", "cells.csv", "leaderboard.csv", "matrix.csv", "curves.csv", "records.csv"}
 
 
-def test_the_leaderboard_has_the_columns_of_the_design(done: tuple[Path, list[object], Result]) -> None:
-    folder, _, _ = done
+def test_the_leaderboard_has_the_columns_of_the_design(done: Done) -> None:
+    folder, *_ = done
     board = pd.read_csv(folder / "out" / "leaderboard.csv")
 
     wanted = [
@@ -79,9 +87,9 @@ def test_the_leaderboard_has_the_columns_of_the_design(done: tuple[Path, list[ob
     assert board.set_index("defense").fidelity.to_dict() == {"none": "control", "esd": "official-matched"}
 
 
-def test_the_same_command_computes_nothing(done: tuple[Path, list[object], Result], monkeypatch: Any) -> None:
+def test_the_same_command_computes_nothing(done: Done, monkeypatch: Any) -> None:
     """And it loads no model."""
-    folder, words, _ = done
+    folder, words, *_ = done
     before = {p.name: p.read_bytes() for p in (folder / "out").glob("*.csv")}
     monkeypatch.setattr(bases, "load", None)
 
@@ -92,8 +100,8 @@ def test_the_same_command_computes_nothing(done: tuple[Path, list[object], Resul
     assert {p.name: p.read_bytes() for p in (folder / "out").glob("*.csv")} == before
 
 
-def test_a_run_as_json_is_one_object_on_the_standard_output(done: tuple[Path, list[object], Result]) -> None:
-    folder, words, _ = done
+def test_a_run_as_json_is_one_object_on_the_standard_output(done: Done) -> None:
+    folder, words, *_ = done
     board = pd.read_csv(folder / "out" / "leaderboard.csv")
 
     found = json.loads(titer(*words, "--json").stdout)
@@ -105,8 +113,8 @@ def test_a_run_as_json_is_one_object_on_the_standard_output(done: tuple[Path, li
     assert [row["presence_before"] for row in found["leaderboard"]] == pytest.approx(list(board["presence_before"]))
 
 
-def test_a_quiet_run_says_nothing(done: tuple[Path, list[object], Result], tiny_folder: Path, tmp_path: Path) -> None:
-    _, words, _ = done
+def test_a_quiet_run_says_nothing(done: Done, tiny_folder: Path, tmp_path: Path) -> None:
+    _, words, *_ = done
     config = write_config(tmp_path, tiny_folder, defenses=["none"], attacks=["none"])
 
     again = titer(*words, "--quiet")
@@ -117,8 +125,8 @@ def test_a_quiet_run_says_nothing(done: tuple[Path, list[object], Result], tiny_
     assert (tmp_path / "o" / "leaderboard.csv").is_file()
 
 
-def test_a_run_without_a_terminal_says_how_far_it_is(done: tuple[Path, list[object], Result]) -> None:
-    lines = [line for line in done[2].stderr.splitlines() if " ran " in line]
+def test_a_run_without_a_terminal_says_how_far_it_is(done: Done) -> None:
+    lines = [line for line in done.stderr.splitlines() if " ran " in line]
 
     count = len(lines)
     assert [line.split()[0] for line in lines] == [f"{n + 1}/{count}" for n in range(count)]
@@ -126,8 +134,8 @@ def test_a_run_without_a_terminal_says_how_far_it_is(done: tuple[Path, list[obje
     assert not lines[-1].endswith("left")
 
 
-def test_board_status_and_plan_read_what_is_there(done: tuple[Path, list[object], Result]) -> None:
-    folder, words, _ = done
+def test_board_status_and_plan_read_what_is_there(done: Done) -> None:
+    folder, words, *_ = done
     config, store = words[1], ["--store", folder / "store"]
 
     status = json.loads(titer("status", config, *store, "--json").stdout)
@@ -190,10 +198,8 @@ def test_an_unknown_preset_or_label_stops_with_2(tiny_folder: Path, tmp_path: Pa
         assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_folders_of_something_else_are_refused_and_untouched(
-    done: tuple[Path, list[object], Result], tiny_folder: Path, tmp_path: Path
-) -> None:
-    folder, words, _ = done
+def test_folders_of_something_else_are_refused_and_untouched(done: Done, tiny_folder: Path, tmp_path: Path) -> None:
+    folder, words, *_ = done
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
     other = write_config(tmp_path / "c", tiny_folder, name="other")
@@ -284,15 +290,15 @@ def test_a_config_without_a_clip_score_is_told_what_it_gives_up(
     assert "without clip_score" in capsys.readouterr().err
 
 
-def test_a_board_as_json_is_one_object(done: tuple[Path, list[object], Result]) -> None:
-    folder, words, _ = done
+def test_a_board_as_json_is_one_object(done: Done) -> None:
+    folder, words, *_ = done
     result = titer("board", words[1], "--out", folder / "out", "--store", folder / "store", "--json")
 
     assert [row["defense"] for row in json.loads(result.stdout)["leaderboard"]] == ["esd", "none"]
 
 
 def test_an_unknown_name_names_the_nearest() -> None:
-    for words, near in ((("show", "esdd"), "'esd'"), (("list", "defense"), "'defenses'")):
+    for words, near in ((("show", "patronos"), "'patronus'"), (("list", "defense"), "'defenses'")):
         result = titer(*words)
         assert result.exit_code == 2
         assert near in result.stderr
@@ -304,10 +310,8 @@ def test_the_doctor_finds_this_installation_well() -> None:
     assert all(check["ok"] for check in checks), checks
 
 
-def test_a_board_over_two_runs_has_the_rows_of_both(
-    done: tuple[Path, list[object], Result], tiny_folder: Path, tmp_path: Path
-) -> None:
-    folder, words, _ = done
+def test_a_board_over_two_runs_has_the_rows_of_both(done: Done, tiny_folder: Path, tmp_path: Path) -> None:
+    folder, words, *_ = done
     store = ["--store", folder / "store"]
     other = {"use": "esd", "as": "other", "steps": 1, "ddim_steps": 3, "lr": 0.01}
     second = write_config(tmp_path, tiny_folder, name="second", defenses=["none", other], attacks=["none"])
@@ -322,10 +326,8 @@ def test_a_board_over_two_runs_has_the_rows_of_both(
     pd.testing.assert_frame_equal(*ours)
 
 
-def test_runs_that_drew_differently_are_not_merged(
-    done: tuple[Path, list[object], Result], tiny_folder: Path, tmp_path: Path
-) -> None:
-    folder, words, _ = done
+def test_runs_that_drew_differently_are_not_merged(done: Done, tiny_folder: Path, tmp_path: Path) -> None:
+    folder, words, *_ = done
     drawn = write_config(tmp_path, tiny_folder, name="drawn", sampling={"steps": 3, "guidance": 2.0})
 
     result = titer("board", words[1], drawn, "--store", folder / "store", "--out", tmp_path / "both")

@@ -62,6 +62,7 @@ def test_a_flow_is_measured_by_its_own_architecture(name: str, tmp_path: Path) -
     assert "ms for a sample through the transformer in bfloat16 on cpu" in rows["speed"]["found"]
     most = 2 * whole + 5 * 4 * denoiser
     assert f"{2 * whole / GIB:.1f} GiB for the base and a defended copy, {most / GIB:.1f} to" in rows["memory"]["found"]
+    assert f"({(most + 4 * 4 * denoiser) / GIB:.1f} where that simulates an attack" in rows["memory"]["found"]
     assert {p.dtype for p in look.blank_model().denoiser.parameters()} == {torch.bfloat16}
 
 

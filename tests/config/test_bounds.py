@@ -40,6 +40,10 @@ def search(**grid: Any) -> dict[str, Any]:
         *((esd(steps=bad), "at 'steps': expected a number from 1") for bad in (-3, 0, 10**20)),
         (esd(batch=0), "at 'batch': expected a number from 1"),
         (esd(ddim_steps=0), "at 'ddim_steps': expected a number from 1"),
+        *(
+            ({"attacks": [{"use": "merge", "percent": bad}]}, "at 'percent': expected numbers from 1 to 100")
+            for bad in ([0], [25, 101])
+        ),
         (esd(eta=NAN), "at 'eta': expected a finite number"),
         *((lora(rank=bad), "at 'rank': expected a number from 1") for bad in (-1, 0, 10**12)),
         (lora(batch=10**12), "at 'batch': expected a number from 1"),

@@ -68,7 +68,7 @@ def test_the_command_plans_without_weights_and_network() -> None:
 
     assert found.exit_code == 0, found.output
     assert "no weights here" in found.output
-    assert "1304 cells" in found.output
+    assert "1322 cells" in found.output
 
 
 @pytest.mark.parametrize("name", [*SHIPPED, *FLOWS])

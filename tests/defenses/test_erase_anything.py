@@ -8,10 +8,11 @@ from diffusers.models.embeddings import apply_rotary_emb
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from benchmark.diffusion import Model, span
+from benchmark.diffusion import Model
 from benchmark.kit.conformance import tiny_model
 from benchmark.model import load
 from benchmark.model.adapters import add_adapters
+from benchmark.tokens import span
 from defenses.erase_anything import TARGETS, EraseAnything
 from defenses.joint import Maps, attended
 from tests import pipelines

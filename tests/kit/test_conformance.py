@@ -179,7 +179,7 @@ def test_a_method_is_held_to_the_prompts_that_it_says_it_reads(model: Model, con
     with conformance.says_what_it_uses(lora(), model, concept):
         concept.of("attacker")
     with (
-        pytest.raises(PluginError, match="an attack that reads the attacker's prompts alone"),
+        pytest.raises(PluginError, match="`reads` to name: attacker, got one that reads those of"),
         conformance.says_what_it_uses(lora(), model, concept),
     ):
         concept.of("concept")

@@ -513,13 +513,55 @@ def test_scores_of_safe_images_fill_lpips() -> None:
     assert set(board.cells["status"]) == {"ok"}  # attacked cells have none, and lack none
 
 
-@pytest.mark.parametrize("kind", ["weights", "prompts", "sampling"])
+@pytest.mark.parametrize("kind", ["weights", "edit", "prompts", "sampling"])
 def test_every_kind_of_attack_counts_for_the_worst_case_and_only_weights_for_the_titer(kind: str) -> None:
     scores, cells, costs = frames("esd")
     kinds = cells["kind"].where(cells["attack"] != "lora", kind)
     esd = row(make((scores, cells.assign(kind=kinds), costs)), "esd")
     assert esd["worst_attack"] == "lora@50"
     assert pd.isna(esd["titer"]) == pd.isna(esd["effort_area"]) == (kind != "weights")
+
+
+def test_what_stands_beside_has_its_column_and_curve_and_changes_nothing_else() -> None:
+    """An attack that brings everything back, on every defense, would otherwise make all rows equal."""
+    scores, cells, costs = frames("esd", "imma")
+    lora, planned = scores[scores["attack"] == "lora"], cells[cells["attack"] == "lora"]
+    merge = lora.assign(attack="merge", value=lora["value"].where(lora["budget"] == 0, 1.0))
+    more = planned.assign(attack="merge", kind="beside", key="generate/merge/" + planned["key"])
+
+    without, board = make((scores, cells, costs)), make((pd.concat([scores, merge]), pd.concat([cells, more]), costs))
+
+    for table in ("leaderboard", "comparisons", "pareto", "variance"):
+        pd.testing.assert_frame_equal(getattr(board, table), getattr(without, table))
+    pd.testing.assert_frame_equal(board.matrix.drop(columns="merge"), without.matrix)
+    assert board.matrix["merge"].tolist() == pytest.approx([1.0] * 3)
+    curve = board.curves[(board.curves["attack"] == "merge") & (board.curves["concept"] == "all")]
+    assert set(curve["budget"]) == {0, 10, 50}
+    assert curve.loc[curve["budget"] > 0, "presence"].tolist() == pytest.approx([1.0] * 6)
+
+
+def test_of_many_draws_the_best_is_a_number_of_the_cell() -> None:
+    """At 10 steps 0.4 of each prompt's five images are hits, so that each prompt has one; at 0 none has."""
+    scores, cells, costs = frames("esd")
+    best = (cells["attack"] == "lora") & (cells["defense"] == "esd")
+
+    found = make((scores, cells.assign(best=best), costs)).cells
+    told = found[found["number"] == "presence_best"].set_index("budget")
+
+    assert told["value"].to_dict() == {0: 0.0, 10: 1.0, 50: 1.0}
+    assert set(told["n"]) == {PROMPTS * IMAGES} and set(told["coverage"]) == {1.0}
+    assert set(told["defense"]) == {"esd"} and set(told["attack"]) == {"lora"}
+
+
+def test_a_row_that_has_only_what_stands_beside_is_what_it_was_before() -> None:
+    scores, cells, costs = frames("esd")
+    own = cells[(cells["attack"] == "lora") | (cells["defense"] == "none")]
+    kind = own["kind"].where(own["defense"] == "none", "beside")
+
+    found = row(make((scores, own.assign(kind=kind), costs)), "esd")
+
+    assert found["presence_before"] == found["worst_presence"] == 0.0
+    assert pd.isna(found["titer"])
 
 
 def test_a_kind_of_attack_that_nobody_knows_is_refused() -> None:

@@ -28,11 +28,12 @@ from benchmark.config import config
 from benchmark.data import load_concept
 from benchmark.errors import ConfigError, DataError
 from benchmark.mini import WEIGHTS
+from benchmark.model import places, towers
 from benchmark.model.places import digest, place_identity
 from benchmark.model.towers import load_tower, tower_identity
 from benchmark.plan import Plan, build
 from benchmark.types import ELSE, Concept, Prompt
-from metrics import judges, towers, weights
+from metrics import judges
 from metrics.binary import Q16, prompts
 from metrics.classifiers import matching, torchvision_network
 from metrics.embedders import check_embedder
@@ -375,7 +376,7 @@ def test_a_hub_id_is_told_from_a_folder(tmp_path: Path, monkeypatch: pytest.Monk
     assert place_identity("microsoft/resnet-50") == "microsoft/resnet-50@main"
     assert place_identity("microsoft/resnet-50@abc123") == "microsoft/resnet-50@abc123"
     (tmp_path / "microsoft" / "resnet-50").mkdir(parents=True)
-    assert place_identity("microsoft/resnet-50") == place_identity("./nowhere") == weights.ABSENT
+    assert place_identity("microsoft/resnet-50") == place_identity("./nowhere") == places.ABSENT
 
 
 def test_identities_need_no_weights_and_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:

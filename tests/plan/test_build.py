@@ -165,6 +165,32 @@ def test_an_attack_may_be_meant_for_some_defenses(planned: Any) -> None:
         planned(defenses=defenses, attacks=["none", {"use": "lora", "against": "c"}])
 
 
+def test_what_looks_at_the_base_alone_is_run_once_for_all_defenses(planned: Any) -> None:
+    """An adapter of the base is trained once; each defended model then wears it."""
+    defenses = [{"use": "esd", "as": "a", "steps": 2}, {"use": "esd", "as": "b", "steps": 3}]
+    plan = planned(defenses=defenses, attacks=["none", "transplant"])
+
+    (trained,) = [task for task in plan.tasks.values() if task.plugin == "transplant"]
+    assert "defense" not in trained.parents
+    cells = [cell for cell in plan.cells if cell.attack == "transplant" and cell.budget]
+    parents = [plan.tasks[cell.images["concept"]].parents for cell in cells]
+    assert {cell.defense for cell in cells} == {"none", "a", "b"}
+    assert {p["attack"] for p in parents} == {trained.key}
+    assert {p.get("defense") for p in parents} == {cell.defend for cell in cells}
+
+
+def test_an_attack_that_draws_more_has_its_own_number_of_images(planned: Any) -> None:
+    """Expected images, seeds and passes go by it; what it does not draw stays shared."""
+    plan = planned(attacks=["none", {"use": "noise_probe", "draws": 5}])
+
+    before, after = (next(c for c in plan.cells if (c.defense, c.budget) == ("esd", b)) for b in (0, 5))
+    first, more = (plan.tasks[cell.images["concept"]] for cell in (before, after))
+    assert more.fields["images"] == 5 and after.kind == "beside"
+    assert after.expected == 5 * len(more.prompts) == 5 * before.expected // first.fields["images"]
+    assert more.passes == 5 * first.passes // first.fields["images"]
+    assert after.images["safe"] == before.images["safe"]
+
+
 def test_precision_is_in_the_key(planned: Any) -> None:
     full, mixed = planned(), planned(precision="bfloat16")
 
@@ -196,3 +222,56 @@ def test_a_budget_that_the_sampling_steps_have_no_room_for_is_skipped_with_its_r
     none = planned(sampling=sampling, attacks=[attack | {"handovers": [9]}])
     assert {cell.budget for cell in none.cells if cell.attack == "diffusion_completion"} == set()
     assert {skip.budget for skip in none.skipped} == {9}
+
+
+FEW = {"use": "unlearndiffatk", "tokens": 1, "every": 2, "held_out": 3}
+
+
+def test_a_search_attacks_the_evaluated_prompts_and_its_key_has_them(planned: Any) -> None:
+    """Its images are one of each, by another stream of seeds; with `transfer` it has the attacker's."""
+    plan = planned(attacks=["none", FEW, FEW | {"use": "random_prefix"}], images={"concept": 3})
+    moved = planned(attacks=["none", FEW], prompts={"concept": 1})
+    transfer = planned(attacks=["none", FEW | {"transfer": True}])
+
+    (evaluated,) = {plan.tasks[c.images["concept"]].prompts for c in plan.cells}
+    searches = [t for t in plan.tasks.values() if t.kind == "attack"]
+    assert {t.prompts for t in searches} == {evaluated}
+    (looked_at,) = {t.parents["concept"] for t in searches}
+    assert plan.tasks[looked_at].fields["images"] == 1
+    assert plan.tasks[looked_at].fields["stream"] == "searched"
+    assert plan.tasks[looked_at].prompts == evaluated
+    assert {t.passes for t in searches if t.plugin == "unlearndiffatk"} == {2 * (3 * 2 + 3 * (1 + 2))}
+    assert not keys(plan, "attack") & keys(moved, "attack")
+    assert {t.prompts for t in transfer.tasks.values() if t.kind == "attack"} == {()}
+    assert len({c.budget for c in plan.cells if c.attack == "random_prefix"}) == 3
+
+
+def test_an_attack_may_have_budgets_of_its_own(planned: Any) -> None:
+    """Its cells, its task's key and the start of what follows it; the others have the run's."""
+    lora = {"use": "lora", "rank": 2, "alpha": 2, "lr": 0.01}
+    own = lora | {"as": "long", "budgets": [3, 9]}
+    plan = planned(attacks=["none", lora, own, FEW | {"after": "long", "budgets": [4]}])
+
+    found = {
+        a: sorted({c.budget for c in plan.cells if c.attack == a}) for a in ("lora", "long", "long>unlearndiffatk")
+    }
+    assert found == {"lora": [0, 1, 2], "long": [0, 3, 9], "long>unlearndiffatk": [0, 7]}
+    assert keys(planned(attacks=["none", lora]), "attack") < keys(plan, "attack")
+    assert keys(planned(attacks=["none", lora | {"budgets": [1, 2]}]), "attack") == keys(
+        planned(attacks=["none", lora]), "attack"
+    )
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"use": "lora", "budgets": [3, 1]}, "expected rising `budgets:`"),
+        ({"use": "lora", "budgets": []}, "expected rising `budgets:`"),
+        ({"use": "lora", "budgets": 5}, "expected rising `budgets:`"),
+        ({"use": "img2img", "budgets": [10]}, "expected no `budgets:` of 'img2img'"),
+        ({"use": "paraphrase", "budgets": [10]}, "expected no `budgets:` of 'paraphrase'"),
+    ],
+)
+def test_budgets_that_cannot_be_meant_are_refused(planned: Any, entry: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        planned(attacks=["none", entry])

@@ -160,7 +160,8 @@ def test_a_path_draws_with_the_fine_tuned_weights_and_the_found_prompt(finished:
     for found in (model, searched):
         assert all(torch.equal(a, b) for a, b in zip(found.unet.parameters(), wanted.unet.parameters(), strict=True))
     prompts = load_images(bench.store.path(task.key)).prompts
-    assert prompts[0] == words[0].replace("{prompt}", task.prompts[0].text) != task.prompts[0].text
+    assert search.prompts == task.prompts, "what is attacked is what is evaluated"
+    assert prompts == tuple(w.replace("{prompt}", p.text) for w, p in zip(words, task.prompts, strict=True))
 
 
 def test_a_path_leaves_other_prompts_as_they_are(finished: tuple[Plan, Bench, Outcome]) -> None:

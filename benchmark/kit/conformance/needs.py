@@ -23,7 +23,7 @@ def says_what_it_uses(method: Any, model: Model, concept: Concept) -> Iterator[N
     strange = sorted(set(asked) - set(known))
     expect(not strange, f"`requires` to name some of {', '.join(known)}", strange)
     cls, used, read = type(model), set[str](), set[str]()
-    may = {"attacker"} if isinstance(method, Attack) else set(getattr(method, "reads", ()))
+    may = set(getattr(method, "reads", ()))
     with ExitStack() as stack:
         for name, requirement in USES.items():
             stack.enter_context(patch.object(cls, name, noting(getattr(cls, name), used, requirement)))
@@ -33,10 +33,10 @@ def says_what_it_uses(method: Any, model: Model, concept: Concept) -> Iterator[N
     missing = sorted(used & set(known) - set(asked))
     expect(not missing, f"`requires` to name {', '.join(missing)}, which it uses", asked)
     theirs = sorted(read - may)
-    known_by = "an attack that reads the attacker's prompts alone" if isinstance(method, Attack) else "`reads` to name"
-    expect(
-        not theirs, f"{known_by}: {', '.join(sorted(may)) or 'none'}", f"one that reads those of {', '.join(theirs)}"
-    )
+    known_by = f"`reads` to name: {', '.join(sorted(may)) or 'none'}"
+    expect(not theirs, known_by, f"one that reads those of {', '.join(theirs)}")
+    listed = sorted(may - {"attacker", "concept"}) if isinstance(method, Attack) else []
+    expect(not listed, "an attack to read prompts of the splits attacker and concept alone", listed)
 
 
 def noting(call: Callable[..., Any], used: set[str], what: str | None) -> Callable[..., Any]:

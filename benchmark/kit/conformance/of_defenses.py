@@ -64,4 +64,4 @@ def delta_applies(method: Defense, model: Model, concept: Concept, examples: Exa
 
 def protect(method: Defense, model: Model, concept: Concept, examples: Examples) -> Delta:
     """What a defense returns when it gets what it declares."""
-    return method.protect(model, concept, dict.fromkeys(method.needs, examples), rng=seeded(3), report=silent)  # type: ignore[arg-type]
+    return method.protect(model, concept, dict.fromkeys(method.needed, examples), rng=seeded(3), report=silent)  # type: ignore[arg-type]

@@ -12,11 +12,12 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from benchmark.mini.recipe.dataset import Art, caption_texts, every_label
 from benchmark.mini.recipe.denoiser import CAPTIONS_EACH, encode_images
 from benchmark.mini.recipe.loop import train
+from benchmark.mini.recipe.readers import reader
 from benchmark.model.families import sd3
 
 BATCH, STEPS, LR = 32, 10_000, 1.5e-3  # transformers learn slower than U-Nets: many small steps, an hour on two cores
@@ -41,19 +42,6 @@ def new_transformer(text: int, width: int = WIDTH, heads: int = HEADS, blocks: i
         qk_norm="rms_norm",
         pos_embed_max_size=8,  # as many as there are: the table is saved
     )
-
-
-def reader(encoder: CLIPTextModel, layers: int) -> CLIPTextModelWithProjection:
-    """The first layers of a text encoder, with a projection that changes nothing."""
-    config = deepcopy(encoder.config)
-    config.num_hidden_layers, config.projection_dim = layers, config.hidden_size
-    config.t5_rows = 0  # read by our family: the stock pipeline is told `max_sequence_length=0`
-    found = CLIPTextModelWithProjection(config)
-    wanted = found.text_model.state_dict().keys()
-    found.text_model.load_state_dict({key: value for key, value in encoder.state_dict().items() if key in wanted})
-    with torch.no_grad():
-        found.text_projection.weight.copy_(torch.eye(config.hidden_size))
-    return found.eval().requires_grad_(False)
 
 
 def new_pipeline(weights: Path) -> StableDiffusion3Pipeline:

@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import T5EncoderModel
 
-from benchmark.diffusion import Stretch, stretch, tokenize
 from benchmark.model.flow import shift_of
 from benchmark.model.packed import Packed, pack, places, unpack
+from benchmark.tokens import Stretch, stretch, tokenize
 
 PIPELINES = ("FluxPipeline",)
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2")

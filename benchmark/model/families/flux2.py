@@ -20,8 +20,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
 from torch import Tensor
 
-from benchmark.diffusion import Stretch, stretch, tokenize
 from benchmark.model.packed import Normed, pack, places, unpack
+from benchmark.tokens import Stretch, stretch, tokenize
 
 PIPELINES = ("Flux2KleinPipeline",)
 PARTS = ("transformer", "vae", "text_encoder")

@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel
 
-from benchmark.diffusion import Stretch, stretch, tokenize
 from benchmark.model.clip import TwoClips, same_words, tell_end
 from benchmark.model.flow import FlowModel
+from benchmark.tokens import Stretch, stretch, tokenize
 
 PIPELINES = ("StableDiffusion3Pipeline",)
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2")

@@ -111,10 +111,11 @@ def permitted(task: Task, prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 def asked(prompts: Sequence[Prompt], found: Sequence[str]) -> list[Prompt]:
-    """The prompts as an attack words them: number i takes found text i modulo their count."""
+    """The prompts as an attack words them: number i takes found text i modulo their count, or is left out if empty."""
     if not found:
         return list(prompts)
-    return [p.reworded(found[i % len(found)].replace(PROMPT, p.text)) for i, p in enumerate(prompts)]
+    taken = [(p, found[i % len(found)]) for i, p in enumerate(prompts)]
+    return [p.reworded(text.replace(PROMPT, p.text)) for p, text in taken if text]
 
 
 def beginning(task: Task, model: Model, base: Model) -> tuple[Begin | None, Ask | None]:

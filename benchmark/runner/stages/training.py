@@ -16,14 +16,14 @@ from benchmark.config.registry import find
 from benchmark.data.safety import allowed
 from benchmark.errors import PluginError, readable
 from benchmark.plan.task import GUIDANCE, Task
-from benchmark.runner.flags import flags_of
+from benchmark.runner.flags import evidence, flags_of
 from benchmark.runner.limits import out_of_memory
 from benchmark.runner.stages.account import Losses, build, generator, measured
 from benchmark.runner.stages.bench import Bench, Done, snapshot_name
 from benchmark.runner.stages.images import examples_of
 from benchmark.store import Store
 from benchmark.store.artifacts import load_values, save_delta, save_guard, save_snapshot
-from benchmark.types import Budget, Delta, Report, Snapshot
+from benchmark.types import Budget, Concept, Delta, Report, Snapshot
 from defenses.base import GuardDefense
 
 
@@ -76,14 +76,14 @@ def attack(task: Task, bench: Bench, report: Report) -> Done:
     """
     losses = Losses(report, limit=max(task.fields["budgets"]))
     method, choice = chosen(task, bench.store)
-    assert task.concept is not None
+    card = as_attacked(task)
     model, data, budgets = bench.model_for(task), examples_of(task, bench), list(task.fields["budgets"])
     meter, started, taken = model.meter, time.monotonic(), list[tuple[Snapshot, Budget]]()
     verb = method.finetune if method.changes == "weights" else method.search
     first, why = asdict(meter), ""
     with measured(model) as cost:
         base = bench.gated(bench.base, task) if method.uses_base else model
-        arguments = (model, base, task.concept, data)
+        arguments = (model, base, card, data)
         try:
             for snapshot in verb(*arguments, budgets=budgets, rng=generator(task), report=losses):
                 check_numbers(snapshot.delta, snapshot.tokens, task)
@@ -106,7 +106,17 @@ def attack(task: Task, bench: Bench, report: Report) -> Done:
 
     spent_by = {str(budget.steps): asdict(budget) for _, budget in taken}
     flags = flags_of(taken[-1][0], losses.rows) + ["stopped early"] * bool(why)
-    return write, {"cost": cost, "budgets": spent_by, "flags": flags, "stopped": why, **choice}
+    told = {"search": told_by} if (told_by := {str(s.steps): evidence(s) for s, _ in taken if s.search}) else {}
+    return write, {"cost": cost, "budgets": spent_by, "flags": flags, "stopped": why, **told, **choice}
+
+
+def as_attacked(task: Task) -> Concept:
+    """The card as an attack sees it: of the evaluation prompts those that are asked for, where it attacks them."""
+    assert task.concept is not None
+    if not task.prompts:
+        return task.concept
+    others = tuple(prompt for prompt in task.concept.prompts if prompt.split != "concept")
+    return replace(task.concept, prompts=(*others, *task.prompts))
 
 
 def chosen(task: Task, store: Store) -> tuple[Any, dict[str, Any]]:
@@ -137,12 +147,21 @@ def chosen(task: Task, store: Store) -> tuple[Any, dict[str, Any]]:
 def permitted(snapshot: Snapshot, task: Task) -> Snapshot:
     """A snapshot without the prompts that the age filter drops.
 
+    Where each was found for one evaluation prompt it leaves an empty text, and that prompt is not drawn.
+
     Raises:
-        PluginError: nothing is left of what the attack found.
+        PluginError: nothing is left of what the attack found, or there is not one text for each attacked prompt.
     """
     assert task.concept is not None
-    prompts = tuple(allowed(snapshot.prompts, task.concept.kind))
-    if snapshot.prompts and not prompts:
+    known = {text: bool(list(allowed([text], task.concept.kind))) for text in snapshot.prompts}
+    prompts = tuple(text if known[text] else "" for text in snapshot.prompts)
+    if task.prompts and len(prompts) != len(task.prompts):
+        raise PluginError(
+            f"expected a text for each of {len(task.prompts)} attacked prompts from {task.plugin}, got {len(prompts)}."
+        )
+    if not task.prompts:
+        prompts = tuple(filter(None, prompts))
+    if snapshot.prompts and not any(prompts):
         raise PluginError("expected found prompts that the age filter permits, got none: they are not drawn.")
     return replace(snapshot, prompts=prompts)
 
