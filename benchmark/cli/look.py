@@ -116,7 +116,7 @@ def doctor(
     mini: Annotated[bool, typer.Option("--mini", help="Measure an embedded model against its bar; a minute.")] = False,
     grid: Annotated[Path | None, typer.Option(help="With --mini: keep a picture of the images.")] = None,
     model: Annotated[
-        str, typer.Option(help="Check this model instead: a preset, a folder or a hub id; with --mini: which.")
+        str, typer.Option(help="This model instead: a preset, a folder or a hub id; with --mini: which.")
     ] = "",
     preset: Annotated[str, typer.Option(help="With --model: a config whose hours to estimate.")] = "",
     judge: Annotated[str, typer.Option(help="Calibrate this judge instead, such as torchvision:resnet50.")] = "",
