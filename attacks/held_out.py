@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attacks.noise import seeded
 from benchmark.diffusion import Model
+from benchmark.seeds import named
 from benchmark.types import Report, Snapshot
 
 TOGETHER = 8  # samples without a gradient at once
@@ -87,7 +87,7 @@ def pairs_of(model: Model, texts: Sequence[str], z_0: Tensor, n: int) -> HeldOut
     """n pairs for each attacked prompt, from its text alone, and its scene `(K, C, h, w)`."""
     times, noise = [], []
     for text in texts:
-        rng = seeded("held-out", text)
+        rng = named("held-out", text)
         times.append(torch.stack([model.between(k, n, rng=rng) for k in range(n)]))
         noise.append(torch.randn((n, *z_0.shape[1:]), generator=rng).to(z_0))
     return HeldOut(z_0, torch.stack(times), torch.stack(noise))

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from itertools import chain, pairwise
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -28,8 +28,9 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from benchmark.deltas import apply, copied
+from benchmark.solvers import Walk
 from benchmark.tokens import Stretch, read, span, stretch, teach, tokenize
-from benchmark.types import Delta, Precision
+from benchmark.types import Delta, Precision, Solver
 
 if TYPE_CHECKING:  # these take seconds to import, and planning needs none of them
     from diffusers import AutoencoderKL, PNDMScheduler
@@ -108,6 +109,7 @@ class Model(ABC):
     scheduler: Any
     meter: Meter = field(default_factory=Meter)
     precision: Precision = "float32"
+    solver: Solver = "ddim"
     gate: Callable[[Sequence[str]], None] = open_gate
 
     @property
@@ -196,6 +198,16 @@ class Model(ABC):
             ValueError: it has no noise schedule.
         """
         raise ValueError(f"expected a noise schedule for PNDM, got {type(self).__name__}: choose another sampler.")
+
+    def walk(self, steps: int, start: int = 0) -> Walk:
+        """A trajectory by the model's solver, from step `start`: DDIM here, or what takes its place in the family.
+
+        Raises:
+            ValueError: another solver needs a noise schedule, and this family has none.
+        """
+        if self.solver != "ddim":
+            raise ValueError(f"expected a noise schedule for {self.solver}, got {type(self).__name__}: take `ddim`.")
+        return Stepped(self, self.trajectory(steps), start)
 
     def features(self, answer: Any) -> Tensor:
         """The features of the image, `(B, C, h, w)` or `(B, N, C)`, in what one of `layers` answered."""
@@ -446,6 +458,26 @@ def denoising_loss(model: Model, z_0: Tensor, text: Tensor, *, rng: Generator) -
     return (w.to(z_0) * F.mse_loss(predicted, wanted, reduction="none").flatten(1).mean(1)).mean()
 
 
+class Stepped:
+    """A walk by a model's own `step` over its times `(S + 1,)`, from step `start`."""
+
+    def __init__(self, model: Model, times: Tensor, start: int) -> None:
+        self.model, self.all, self.at = model, times, start
+
+    def begin(self, z: Tensor) -> Tensor:
+        """As it is."""
+        return z
+
+    def times(self, i: int) -> tuple[Tensor, ...]:
+        """The step's own time."""
+        return (self.all[i],)
+
+    def step(self, z: Tensor, predicted: Tensor, t: Tensor) -> Tensor:
+        """To the next time."""
+        self.at += 1
+        return self.model.step(z, predicted, t, self.all[self.at])
+
+
 @torch.no_grad()
 def sample(
     model: Model,
@@ -459,11 +491,13 @@ def sample(
     stop: int | None = None,
 ) -> Tensor:
     """From `z_T` `(B, C, h, w)`: the `steps` from `start` up to, not including, `stop`. Deterministic."""
-    times, z = model.trajectory(steps), z_T
+    walk = model.walk(steps, start)
+    z = walk.begin(z_T)
     course = model.course(text, null, guidance)
-    for i, (t, t_next) in list(enumerate(pairwise(times)))[start:stop]:
-        z, predicted = course(z, t, torch.tensor(i / steps))
-        z = model.step(z, predicted, t, t_next)
+    for i in range(steps)[start:stop]:
+        for t in walk.times(i):
+            z, predicted = course(z, t, torch.tensor(i / steps))
+            z = walk.step(z, predicted, t)
     return z
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Split = Literal["concept", "retained", "cross", "safe", "attacker", "defender", "prior", "benign"]
 Scenario = Literal["relearn", "personalize"]
 Precision = Literal["float32", "bfloat16", "float16"]
+Solver = Literal["ddim", "pndm", "lms", "euler", "dpmpp"]  # of images that are drawn
 Requirement = Literal["words", "readers", "schedule", "u-old", "joint", "null"]
 """What a method may need that not every family of models has.
 

@@ -15,10 +15,10 @@ import pytest
 from benchmark.config.registry import FOLDERS, SHARED, PluginKind
 
 PACKAGES = ("benchmark", "defenses", "attacks", "metrics", "leaderboards")
-ROOT = {"types", "errors", "tokens", "deltas", "diffusion", "guard"}  # with `__init__`, the files of the root
+ROOT = {"types", "errors", "seeds", "tokens", "deltas", "solvers", "diffusion", "guard"}  # the files of the root
 FLOORS: tuple[tuple[str, ...], ...] = (  # each floor's rooms do not import each other
-    ("types", "errors"),
-    ("tokens", "deltas"),
+    ("types", "errors", "seeds"),
+    ("tokens", "deltas", "solvers"),
     ("diffusion",),
     ("guard",),
     ("given",),

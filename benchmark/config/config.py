@@ -26,7 +26,7 @@ from benchmark.config.registry import FOLDERS, PluginKind, find, names
 from benchmark.errors import ConfigError, PluginError, shown, unknown
 from benchmark.given.files import is_file, is_folder
 from benchmark.given.values import load_yaml
-from benchmark.types import Precision
+from benchmark.types import Precision, Solver
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -49,10 +49,11 @@ MOST = 1_000_000  # of anything that is counted
 
 
 class Sampling(Strict):
-    """How every cell's images are drawn: DDIM steps and classifier-free guidance."""
+    """How every cell's images are drawn: steps of a deterministic sampler, and classifier-free guidance."""
 
     steps: Whole = Field(50, ge=1, le=1000)
     guidance: float = Field(7.5, ge=1.0, le=1000, allow_inf_nan=False)
+    scheduler: Solver = "ddim"
 
 
 class Counts(Strict):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from benchmark.plan.seeds import derive
+from benchmark.seeds import derive
 from benchmark.types import Prompt
 
 SIDE, FINE = 64, 256  # drawn at four times the size

@@ -26,6 +26,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from benchmark.diffusion import Model, Scope, TextLayer
+from benchmark.solvers import Solved, Walk, by_diffusers
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, PNDMScheduler, UNet2DConditionModel
@@ -77,8 +78,14 @@ class UNetModel(Model):
         return torch.randint(low, high, (), generator=rng)
 
     def alpha_bar(self, t: Tensor, *, like: Tensor) -> Tensor:
-        """ab_t, shaped to multiply latents `(B, C, h, w)`."""
-        return self.scheduler.alphas_cumprod.to(like)[t.to("cpu")].reshape(-1, 1, 1, 1)
+        """ab_t, shaped to multiply latents `(B, C, h, w)`; between two times sigma is interpolated, as in diffusers."""
+        at = t.to("cpu")
+        if not at.is_floating_point():
+            return self.scheduler.alphas_cumprod.to(like)[at].reshape(-1, 1, 1, 1)
+        sigmas = (1 / self.scheduler.alphas_cumprod - 1).sqrt()
+        below = at.long().clamp(max=len(sigmas) - 1)
+        sigma = torch.lerp(sigmas[below], sigmas[(below + 1).clamp(max=len(sigmas) - 1)], at - below)
+        return (1 / (1 + sigma**2)).to(like).reshape(-1, 1, 1, 1)
 
     def noised(self, z_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """z_t of z_0 and eps `(B, C, h, w)` at t `(B,)`."""
@@ -110,7 +117,10 @@ class UNetModel(Model):
         return predicted
 
     def trajectory(self, steps: int) -> Tensor:
-        """DDIM's times, as Stable Diffusion ships it: evenly spaced from 1 upwards, and 0 in the end."""
+        """DDIM's times, as Stable Diffusion ships it: evenly spaced from 1 upwards, and 0 in the end; or a solver's."""
+        if self.solver not in ("ddim", "pndm"):
+            times = by_diffusers(self.solver, self.scheduler.config, steps).timesteps
+            return torch.cat([times, torch.zeros(1, dtype=times.dtype)])
         spacing = self.levels // steps
         return torch.cat([torch.arange(steps).flip(0) * spacing + 1, torch.zeros(1, dtype=torch.long)])
 
@@ -122,15 +132,14 @@ class UNetModel(Model):
 
     def pndm(self, steps: int) -> "PNDMScheduler":
         """PNDM as Stable Diffusion 1.x ships it: without Runge-Kutta steps (PLMS)."""
-        from diffusers import PNDMScheduler
-
-        names = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "trained_betas")
-        kept = {name: self.scheduler.config[name] for name in names}
-        found = PNDMScheduler(
-            **kept, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1, prediction_type="epsilon"
-        )
-        found.set_timesteps(steps)
+        found: PNDMScheduler = by_diffusers("pndm", self.scheduler.config, steps)
         return found
+
+    def walk(self, steps: int, start: int = 0) -> Walk:
+        """A trajectory by the model's solver, from step `start`."""
+        if self.solver == "ddim":
+            return super().walk(steps, start)
+        return Solved(self.solver, self.scheduler.config, self.trajectory(steps), start)
 
     def layers(self) -> list[nn.Module]:
         """The resnets and attentions of all blocks: `(B, C, h, w)`."""

@@ -11,6 +11,7 @@ from benchmark.errors import PlanError
 from benchmark.plan.matrix import Plan
 from benchmark.plan.seeds import SEARCHED
 from benchmark.plan.task import Task
+from benchmark.solvers import predictions
 from benchmark.types import Concept, Prompt, Split
 
 SAMPLER_VERSION, SUBJECT_VERSION, FOLDER_VERSION = 2, 1, 1
@@ -151,15 +152,18 @@ def drawing(plan: Plan, prompts: tuple[Prompt, ...], split: Split, budget: int, 
     if stream:
         prompts = spread(prompts, getattr(raw.prompts, split))
     own = {"images": getattr(raw.images, counted_as(split)), "stream": stream} | ({"budget": budget} if budget else {})
+    settings = raw.sampling.model_dump()
+    if settings["scheduler"] == "ddim":
+        del settings["scheduler"]  # what it was before there were others
     guided = 2 if raw.sampling.guidance != 1.0 else 1
     return {
         "kind": "generate",
         "plugin": "sampler",
         "version": SAMPLER_VERSION,
-        "fields": {**raw.sampling.model_dump(), **own},
+        "fields": {**settings, **own},
         "base": plan.base,
         "prompts": plan.once((prompts,), ("bare",), lambda: tuple(replace(p, label=None) for p in prompts)),
-        "passes": len(prompts) * own["images"] * raw.sampling.steps * guided,
+        "passes": len(prompts) * own["images"] * predictions(raw.sampling.scheduler, raw.sampling.steps) * guided,
     }
 
 

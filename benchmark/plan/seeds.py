@@ -1,18 +1,12 @@
-"""Where all randomness comes from: a seed for each task and one for each image, derived by hashing.
+"""A seed for each task and one for each image.
 
 A task's seed leaves out its parents, so that an attack draws the same batches and noise against every defense and
 against the undefended base: cells are paired. An image's seed depends on its prompt and its number alone.
 """
 
-import hashlib
+from benchmark.seeds import derive
 
 SEARCHED = "searched"  # the stream of what a search of an evaluation prompt looks at: never a seed of a row's own
-
-
-def derive(*parts: str | int) -> int:
-    """A seed in [0, 2^63) from any number of names and numbers."""
-    text = "\x1f".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
 
 
 def image_seed(prompt_id: str, image: int, stream: str = "") -> int:

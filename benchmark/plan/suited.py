@@ -26,6 +26,11 @@ def check_family(config: Config, concepts: Iterable[Concept], family: str, lacks
             f"expected a precision that applies to {family}, got {config.raw.precision}: {why}; "
             "write `precision: bfloat16`."
         )
+    if config.raw.sampling.scheduler != "ddim" and "schedule" in lacks:
+        raise PlanError(
+            f"expected a scheduler that applies to {family}, got {config.raw.sampling.scheduler}: {lacks['schedule']}; "
+            "leave `scheduler` out."
+        )
     unfit: dict[str, list[str]] = {}
     for concept in concepts:
         for entry in listed(config):

@@ -204,7 +204,7 @@ def test_the_plan_shows_hours_and_memory_of_a_preset() -> None:
     assert found.exit_code == 0, found.output
     text = " ".join(found.output.split())
     assert "no weights here" in text
-    assert "about 112 hours on one H100 at 6 samples a second" in text
+    assert "about 119 hours on one H100 at 6 samples a second" in text
     assert "15 GiB for the model, 88 to train its whole denoiser" in text
     assert "assumed" in text
 

@@ -66,6 +66,8 @@ def test_what_needs_a_noise_schedule_or_a_unet_is_no_flows(family: str) -> None:
     assert "gift" not in said and "plain" not in said
     assert "float16" in refused(family, precision="float16")
     assert not refused(family, precision="bfloat16")
+    assert "scheduler that applies" in refused(family, sampling={"scheduler": "dpmpp"})
+    assert not refused(family, sampling={"scheduler": "ddim"}) and not refused("sd", sampling={"scheduler": "dpmpp"})
 
 
 def test_a_method_is_asked_with_its_fields_and_what_it_is_made_of() -> None:

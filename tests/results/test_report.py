@@ -573,7 +573,7 @@ def test_the_axis_of_budgets_says_what_they_count(tmp_path: Path) -> None:
     found = series.units(plan)
     assert found["lora"] == "optimizer steps" and "skipped" in found["img2img"] and found["paraphrase"] == "try"
     assert "base draws" in found["diffusion_completion"]
-    assert found["lora>ring_a_bell"] == "optimizer steps, then search steps"
+    assert found["lora>ring_a_bell"] == "optimizer steps, then generations"
 
 
 def test_the_legend_tells_as_many_defenses_apart_as_the_curves(run: Run) -> None:

@@ -97,7 +97,7 @@ def test_a_sampling_attack_spends_what_it_says(name: str, scale: float, model: M
     z_T = torch.randn(3, *model.latent_shape, generator=conformance.seeded(3))
     text = model.encode_text(["a cat", "a dog", "a"])
     null = model.encode_text([""]).expand_as(text)
-    for budget in method.budgets([1, 3]):
+    for budget in (budget for budget in method.budgets([1, 3]) if not method.misfit(budget, STEPS)):
         before = spent(model)
 
         z, at = method.begin(model, model, z_T, text, null, budget=budget, steps=STEPS, scale=scale)

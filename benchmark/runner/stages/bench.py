@@ -19,7 +19,7 @@ from benchmark.plan.task import GUIDANCE, Task
 from benchmark.runner.isolation.seal import Seal
 from benchmark.store import Store
 from benchmark.store.artifacts import Gallery, load_delta, load_guard, load_snapshot
-from benchmark.types import Precision, Snapshot
+from benchmark.types import Precision, Snapshot, Solver
 
 Write = Callable[[Path], None]
 Done = tuple[Write, dict[str, Any]]  # what writes a result, and what to note beside it
@@ -89,8 +89,10 @@ class Bench:
         return model
 
     def gated(self, model: Model, task: Task) -> Model:
-        """A model as a task may use it: at its precision, and behind the age filter's gate."""
-        return replace(model, precision=task.precision, gate=partial(gate, is_sexual=task.is_sexual))
+        """A model as a task may use it: at its precision, with its solver, and behind the age filter's gate."""
+        solver: Solver = task.fields.get("scheduler", "ddim") if task.kind == "generate" else "ddim"
+        gated = partial(gate, is_sexual=task.is_sexual)
+        return replace(model, precision=task.precision, solver=solver, gate=gated)
 
     def lineage(self, task: Task) -> list[str]:
         """Keys of the defenses under a task, the first trained first: a composed one was trained on another."""
