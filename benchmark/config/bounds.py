@@ -1,7 +1,7 @@
 """What the numbers among a method's fields may be. One rule by their names for every plug-in, ours or another's.
 
 lr                                                    above 0
-steps, batch, rank and other counts, see COUNTS       1 to LARGEST
+steps, batch, rank and other counts, see COUNTS       1 to LARGEST; of a field whose default is no whole number, the last
 other names of steps and rates: d1_steps, adapt_lr    from 0: such a stage may be left out
 weight_decay and the like                             from 0
 threshold                                             -1 to 1: a share, or a cosine
@@ -19,7 +19,8 @@ from benchmark.errors import shown
 
 LARGEST = 1_000_000
 COUNTS = re.compile(
-    r"steps|ddim_steps|timesteps|(\w+_)?batch(es)?|rank|alpha|tokens|count|inner|outer|features|population|rows|top|side|held_out|every"
+    r"steps|ddim_steps|timesteps|(\w+_)?batch(es)?|rank|alpha|tokens|count|inner|outer|features|population|rows|top|side|"
+    r"held_out|every"
 )
 FROM_ZERO = re.compile(r"\w+_steps|\w+_lr|lr_\w+|(\w+_)?decay")
 
@@ -28,7 +29,8 @@ def fault(method: Any, given: Mapping[str, Any]) -> str:
     """The first field with a number that cannot be meant: what was expected, what was got; empty if there is none."""
     for field in fields(method):
         value = getattr(method, field.name)
-        wanted = expected(field.name, value)
+        is_count = COUNTS.fullmatch(field.name) and not isinstance(field.default, float)
+        wanted = expected(field.name, value, is_count=bool(is_count))
         if isinstance(given.get(field.name), bool) and is_number(value):
             wanted = "a number"
         if wanted:
@@ -36,14 +38,14 @@ def fault(method: Any, given: Mapping[str, Any]) -> str:
     return ""
 
 
-def expected(name: str, value: Any) -> str:
+def expected(name: str, value: Any, *, is_count: bool) -> str:
     """What a field of this name should hold; empty if it does."""
     for number in numbers(value):
         if isinstance(number, float) and not isfinite(number):
             return "a finite number"
         if name == "lr" and number <= 0:
             return "a number above 0"
-        if COUNTS.fullmatch(name) and not 1 <= number <= LARGEST:
+        if is_count and not 1 <= number <= LARGEST:
             return f"a number from 1 to {LARGEST:,}"
         if FROM_ZERO.fullmatch(name) and not 0 <= number <= LARGEST:
             return f"a number from 0 to {LARGEST:,}"

@@ -112,3 +112,14 @@ def test_a_card_may_lie_beside_its_config(tmp_path: Path, monkeypatch: pytest.Mo
     assert load_concept(found).name == "cat"
     with pytest.raises(ConfigError, match="seen from here or from the config's folder"):
         load_concept(missing)
+
+
+def test_a_share_that_has_a_counts_name_is_no_count() -> None:
+    """SalUn's weight alpha is below 1 in its release; an adapter's alpha is a whole number."""
+    found = parse(defenses=["none", {"use": "salun", "alpha": 0.5}, {"use": "cure", "alpha": 0.5}])
+
+    assert [entry.method.alpha for entry in found.defenses[1:]] == [0.5, 0.5]
+    with pytest.raises(ConfigError, match="at 'alpha'"):
+        parse(defenses=["none", {"use": "spm", "alpha": 0}])
+    with pytest.raises(ConfigError, match="finite"):
+        parse(defenses=["none", {"use": "salun", "alpha": NAN}])
