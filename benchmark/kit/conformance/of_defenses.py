@@ -30,16 +30,15 @@ def check_defense(cls: type[Defense], fields: Mapping[str, Any] | None = None) -
     method, concept, examples = small(cls, fields), tiny_concept(), tiny_examples()
     model = tiny_for(method)
     with unchanged(model), says_what_it_uses(method, model, concept):
-        protects_repeatably(method, model, concept, examples)
-        delta_applies(method, model, concept, examples)
+        delta_applies(protects_repeatably(method, model, concept, examples), model)
         if isinstance(method, GuardDefense):
             check_guard(method, model, concept)
     if isinstance(method, GuardDefense):
         carries_gradients(method, model, concept)
 
 
-def protects_repeatably(method: Defense, model: Model, concept: Concept, examples: Examples) -> None:
-    """Same seed, same delta; the global generators stay; only a control or a guard changes nothing."""
+def protects_repeatably(method: Defense, model: Model, concept: Concept, examples: Examples) -> Delta:
+    """Same seed, same delta, which it returns; the global generators stay; only controls and guards change nothing."""
     with global_state_kept():
         first, second = (protect(method, model, concept, examples) for _ in range(2))
     expect(isinstance(first, Delta), "protect to return a Delta", type(first).__name__)
@@ -49,11 +48,11 @@ def protects_repeatably(method: Defense, model: Model, concept: Concept, example
     expect(not unequal and all_equal(first.low_rank, second.low_rank), "the same adapters for the same seed")
     idle = method.fidelity == "control" or isinstance(method, GuardDefense)
     expect(first.is_zero == idle, "a delta that is zero in a control or a guard only", f"is_zero={first.is_zero}")
+    return first
 
 
-def delta_applies(method: Defense, model: Model, concept: Concept, examples: Examples) -> None:
+def delta_applies(delta: Delta, model: Model) -> None:
     """The delta fits the base, and changes what it predicts."""
-    delta = protect(method, model, concept, examples)
     changed = [name.partition(".")[0] for name in (*delta.dense, *delta.low_rank)]
     defended = model.with_delta(delta)
     if set(changed) - {"vae"} or not changed:
