@@ -1,12 +1,9 @@
 """The equations that every method shares, and the sampler's independence of batches."""
 
-from copy import deepcopy
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from benchmark.diffusion import Model, batches, denoising_loss, difference, sample
@@ -89,46 +86,6 @@ def test_training_images_share_no_seed_with_evaluation(model: Model) -> None:
     training = generate(model, PROMPTS, stream="train-attacker", **settings).seeds
 
     assert not set(evaluation) & set(training)
-
-
-class Apart(nn.Linear):
-    """A layer that says itself how it is copied."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Apart":
-        memo[id(self)] = twin = Apart(self.in_features, self.out_features)
-        twin.was_asked = True
-        return twin
-
-
-def test_a_clone_is_what_a_deepcopy_is(model: Model) -> None:
-    """Hooks, buffers, layers that know each other, layers in two places, and those that copy themselves."""
-    odd = model.clone(only=())
-    odd.unet.again = odd.unet.conv_in
-    odd.unet.conv_in.__dict__["above"] = [odd.unet]
-    odd.unet.conv_out.register_forward_hook(print)
-    odd.unet.conv_out.register_buffer("kept", torch.ones(2))
-    odd.unet.apart = Apart(2, 2)
-    ours, theirs = odd.clone().unet, deepcopy(odd.unet)
-
-    names = [name for name, _ in ours.named_modules()]
-    assert names == [name for name, _ in theirs.named_modules()]
-    for name in names:
-        one, two, first = (unet.get_submodule(name) for unet in (ours, theirs, odd.unet))
-        assert one is not first
-        assert type(one) is type(two)
-        assert list(vars(one)) == list(vars(two)), name
-        held = vars(first)
-        shared = [[key for key, value in vars(layer).items() if held.get(key) is value] for layer in (one, two)]
-        assert shared[0] == shared[1], name
-    state = theirs.state_dict()
-    assert all(torch.equal(value, state[name]) for name, value in ours.state_dict().items() if "apart" not in name)
-    assert ours.again is ours.conv_in
-    assert ours.conv_in.above[0] is ours
-    assert list(ours.conv_out._forward_hooks.values()) == [print]
-    assert ours.conv_out.kept is not odd.unet.conv_out.kept
-    assert ours.apart.was_asked
-    before = {p.data_ptr() for p in odd.unet.parameters()}
-    assert not before & {p.data_ptr() for p in ours.parameters()}
 
 
 def test_a_delta_undoes_itself(model: Model) -> None:
