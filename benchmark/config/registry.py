@@ -36,7 +36,7 @@ SHARED: dict[PluginKind, set[str]] = {
         ),
         *("draws", "erasers", "erasing", "saliency", "templates", "text_rows"),
     },
-    "attack": {"adapting", "search", "trainer", "words"},
+    "attack": {"adapting", "restricted", "search", "trainer", "words"},
     "metric": {"binary", "classifiers", "detector", "embedders", "judge", "judges", "sets"},
 }
 # What this process registered.
