@@ -28,6 +28,7 @@ SHARED: dict[PluginKind, set[str]] = {
             "decoding",
             "free_words",
             "joint",
+            "membranes",
             "merge",
             "meta",
             "moderator",
