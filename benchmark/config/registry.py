@@ -30,6 +30,7 @@ SHARED: dict[PluginKind, set[str]] = {
             "decoding",
             "free_words",
             "joint",
+            "membranes",
             "merge",
             "meta",
             "moderator",
@@ -38,7 +39,7 @@ SHARED: dict[PluginKind, set[str]] = {
         ),
         *("draws", "erasers", "erasing", "saliency", "templates", "text_rows"),
     },
-    "attack": {"adapting", "held_out", "noise", "prompt_search", "search", "trainer", "words"},
+    "attack": {"adapting", "held_out", "noise", "prompt_search", "restricted", "search", "trainer", "words"},
     "metric": {"binary", "classifiers", "detector", "embedders", "judge", "judges", "sets"},
 }
 # What this process registered.
