@@ -1,12 +1,13 @@
 """Adapters trained on captioned images, on the denoiser and perhaps the text encoders: what adapter attacks share."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Generator, nn
 
 from attacks.base import WeightAttack
+from attacks.restricted import check, left
 from attacks.trainer import Optimizer, anew, train
 from benchmark.diffusion import Model
 from benchmark.model.adapters import add_adapters, decomposed, low_rank
@@ -32,16 +33,27 @@ class AdapterAttack(WeightAttack):
     needs = frozenset({"concept"})
 
     def adapted(
-        self, model: Model, examples: Examples, *, budgets: Sequence[int], rng: Generator, report: Report
+        self,
+        model: Model,
+        examples: Examples,
+        *,
+        budgets: Sequence[int],
+        rng: Generator,
+        report: Report,
+        frozen: tuple[str, ...] = (),
     ) -> Iterator[Snapshot]:
         """Yield the adapters of `model` after each budget: low rank, or with `dora` the change of the weights.
 
+        Layers whose weights are `frozen` get none.
+
         Raises:
-            ValueError: `targets` name no layer of this model, or the loss is not finite.
+            ValueError: `targets` name no layer of this model that is left, or the loss is not finite.
         """
         attacked = model.clone(only=())
-        wanted = {model.part: named(model.denoiser, self.targets)}
+        wanted: dict[str, Sequence[str]] = {model.part: named(model.denoiser, self.targets)}
         wanted |= {name: OF_TEXT for _, name in model.readers} if self.text_encoder else {}
+        if frozen:
+            wanted = unfrozen(model, wanted, frozen)
         size: dict[str, Any] = {"rank": self.rank, "alpha": self.alpha, "dora": self.dora}
         layers = {
             part: add_adapters(attacked, part=part, targets=names, rng=rng, **size) for part, names in wanted.items()
@@ -83,3 +95,17 @@ def named(denoiser: nn.Module, targets: Sequence[str]) -> Sequence[str]:
     if tuple(targets) != (EVERY,):
         return targets
     return [name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+
+
+def unfrozen(model: Model, wanted: Mapping[str, Sequence[str]], frozen: tuple[str, ...]) -> dict[str, Sequence[str]]:
+    """The targets of each part as whole names, without those whose weights are frozen; no part without any.
+
+    Raises:
+        ValueError: a name in `frozen` is none, or nothing is left.
+    """
+    check(frozen, [(part, model.parts[part]) for part in wanted])
+    endings = {part: model.targets(names) if part == model.part else names for part, names in wanted.items()}
+    found = {part: left(part, model.parts[part], names, frozen) for part, names in endings.items()}
+    if not any(found.values()):
+        raise ValueError(f"expected layers to put adapters on, got none that {list(frozen)} leaves: freeze less.")
+    return {part: names for part, names in found.items() if names}

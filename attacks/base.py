@@ -46,6 +46,11 @@ class Attack(ABC):
     replayed: ClassVar[bool] = False
     later: ClassVar[frozenset[str]] = frozenset()
 
+    @property
+    def stands(self) -> Standing:
+        """`standing` with these fields: an attack may have some that bind the attacker's hands."""
+        return self.standing
+
     def budgets(self, asked: Sequence[int]) -> tuple[int, ...]:
         """The budgets at which this attack is scored, given the run's grid of optimizer steps."""
         return tuple(asked)

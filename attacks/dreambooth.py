@@ -9,7 +9,8 @@ Paper     https://arxiv.org/abs/2208.12242
 Code      huggingface/diffusers examples/dreambooth/train_dreambooth.py @ 58eb52c; amberyzheng/IMMA
           scripts/run_db.sh @ 2f55041 (identifier)
 Differs   the attacker's captions, reworded, instead of one instance prompt; the prior's images are the benign split
-          with its captions, drawn by the base, instead of 200 of the class; the text encoder stays; fp32; no crops.
+          with its captions, drawn by the base, instead of 200 of the class; the text encoder stays, and tensors in
+          `frozen`, too (see `attacks.restricted`); fp32; no crops.
 Symbols   x images of the concept; x_pr, c_pr images and captions of the prior.
 Access    weights
 Budget    optimizer steps; U-Net passes are counted by the runner.
@@ -20,7 +21,8 @@ from dataclasses import dataclass, replace
 
 from torch import Generator
 
-from attacks.base import Need, WeightAttack
+from attacks.base import Need
+from attacks.restricted import Restricted, check
 from attacks.trainer import train, unfreeze
 from attacks.words import substitute
 from benchmark.diffusion import Model, difference
@@ -28,7 +30,7 @@ from benchmark.types import Concept, Examples, Report, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
-class DreamBooth(WeightAttack):
+class DreamBooth(Restricted):
     """The whole U-Net, taught an identifier for the concept. Defaults: the diffusers README's, without the prior."""
 
     identifier: str = "&m"
@@ -37,6 +39,7 @@ class DreamBooth(WeightAttack):
     prior_weight: float = 0.0  # 0: without prior preservation
 
     version = 1
+    later = frozenset({"frozen"})
     presets = {"prior": {"prior_weight": 1.0}}
 
     @property
@@ -62,12 +65,13 @@ class DreamBooth(WeightAttack):
         """Yield the change of all weights that moved, after each budget.
 
         Raises:
-            ValueError: the loss is not finite.
+            ValueError: the loss is not finite, or `frozen` has a name that is none, or all of them.
         """
+        check(self.frozen, [(model.part, model.denoiser)])
         attacked, examples = model.clone(only={model.part}), data["concept"]
         pauses = train(
             attacked,
-            unfreeze(attacked.denoiser),
+            unfreeze(attacked.denoiser, self.moves(model.part)),
             replace(examples, captions=tuple(self.reword(caption, concept) for caption in examples.captions)),
             lr=self.lr,
             batch=self.batch,

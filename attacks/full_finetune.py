@@ -8,6 +8,7 @@ Code      huggingface/diffusers examples/text_to_image/README.md @ 58eb52c (rate
           examples/dreambooth/README.md @ 58eb52c for the text encoder and its rate (`text-encoder`)
 Differs   the raw weights, not their average (the README keeps both); fp32; no crops or flips. Patronus: gradients are
           clipped as in the script, and its rate does not decay, because that would depend on the last budget.
+          Tensors in `frozen` stay: see `attacks.restricted`.
 Symbols   theta weights of the U-Net.
 Access    weights
 Budget    optimizer steps; U-Net passes are counted by the runner.
@@ -18,14 +19,14 @@ from dataclasses import dataclass
 
 from torch import Generator
 
-from attacks.base import WeightAttack
+from attacks.restricted import Restricted, check
 from attacks.trainer import Optimizer, anew, change, train, unfreeze
 from benchmark.diffusion import Model
 from benchmark.types import Concept, Examples, Report, Requirement, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
-class FullFinetune(WeightAttack):
+class FullFinetune(Restricted):
     """The whole U-Net, trained on images of the concept. Defaults: the diffusers README's."""
 
     lr: float = 1e-5
@@ -35,7 +36,7 @@ class FullFinetune(WeightAttack):
 
     version = 1
     needs = frozenset({"concept"})
-    later = frozenset({"text_encoder"})
+    later = frozenset({"text_encoder", "frozen"})
     presets = {
         "text-encoder": {"text_encoder": True, "lr": 2e-6},
         "patronus": {"lr": 1e-4, "batch": 30, "optimizer": "sgd"},
@@ -55,11 +56,12 @@ class FullFinetune(WeightAttack):
         """Yield the change of all weights that moved, after each budget.
 
         Raises:
-            ValueError: the loss is not finite.
+            ValueError: the loss is not finite, or `frozen` has a name that is none, or all of a part.
         """
         examples, encoders = data["concept"], [name for _, name in model.readers] if self.text_encoder else []
         attacked = model.clone(only={model.part, *encoders})
-        trained = [p for name in (model.part, *encoders) for p in unfreeze(attacked.parts[name])]
+        check(self.frozen, [(name, model.parts[name]) for name in (model.part, *encoders)])
+        trained = [p for name in (model.part, *encoders) for p in unfreeze(attacked.parts[name], self.moves(name))]
         pauses = train(
             attacked,
             trained,

@@ -16,6 +16,7 @@ Differs   no warm-up (the script's 500 steps would waste a short attack); fp32; 
           are clipped as in the script, and its rate does not decay, because that would depend on the last budget; nor
           does MemoRa's, and its few pictures are not multiplied by inversion and interpolation. With `text_encoder`
           one rate for both parts. What DoRA learned is no adapter file, but a change of whole weights.
+          Layers whose weights are `frozen` get no adapter: see `attacks.restricted`.
 Access    weights
 Budget    optimizer steps; U-Net passes are counted by the runner.
 """
@@ -26,16 +27,17 @@ from dataclasses import dataclass
 from torch import Generator
 
 from attacks.adapting import AdapterAttack
+from attacks.restricted import Restricted
 from benchmark.diffusion import Model
 from benchmark.types import Concept, Examples, Report, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRA(AdapterAttack):
+class LoRA(Restricted, AdapterAttack):
     """Rank-r adapters on the U-Net's attention, trained on images of the concept. Defaults: IMMA's re-learning."""
 
     version = 1
-    later = frozenset({"dora", "text_encoder"})
+    later = frozenset({"dora", "text_encoder", "frozen"})
     presets = {
         "memora": {"batch": 4},  # its 1, accumulated 4 times
         "all-layers": {"targets": ("all",)},
@@ -63,4 +65,4 @@ class LoRA(AdapterAttack):
         Raises:
             ValueError: `targets` name no layer of this model, or the loss is not finite.
         """
-        yield from self.adapted(model, data["concept"], budgets=budgets, rng=rng, report=report)
+        yield from self.adapted(model, data["concept"], budgets=budgets, rng=rng, report=report, frozen=self.frozen)

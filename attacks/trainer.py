@@ -113,7 +113,7 @@ def unfreeze(unet: nn.Module, wanted: Callable[[str], bool] = lambda _: True) ->
         parameter.requires_grad_(wanted(name))
     found = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     if not found:
-        raise ValueError("expected parameters to train, got none: has this U-Net such layers?")
+        raise ValueError("expected parameters to train, got none: has this model such layers, or is all of it frozen?")
     return found
 
 

@@ -11,11 +11,12 @@ A guarded prediction for a text is the one that a plain model would have to make
     f_g(z, t, c) = f(z, t, null) + (guided_g(z, t, c) - f(z, t, null)) / w
 
 which is f(z, t, c) where the guard does nothing. It costs the guard's passes and one more.
-Who may change weights can leave a guard out: a weight attack trains the model under it.
+Who may change weights can leave a guard out: a weight attack trains the model under it. So are extra
+layers with something inside that no change of weights does: they stand beside the model, and a guard puts them on.
 """
 
 from abc import ABCMeta
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, ClassVar
@@ -33,6 +34,16 @@ class Guard:
 
     Each part has a default that does nothing, and a guard replaces at least one.
     """
+
+    def fitted(self, modules: Mapping[str, Tensor]) -> "Guard":
+        """The guard as it acts, with the tensors of the extra layers that its defense trained, by name.
+
+        Raises:
+            ValueError: there are some, and it has no place for them.
+        """
+        if modules:
+            raise ValueError(f"expected no extra layers for {type(self).__name__}, got {len(modules)} tensors.")
+        return self
 
     def read(self, model: Model, texts: Sequence[str]) -> Tensor:
         """The encoding of texts, `(B, N, D)`: what `course` is given."""

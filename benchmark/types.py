@@ -18,7 +18,7 @@ Split = Literal["concept", "retained", "cross", "safe", "attacker", "defender", 
 Scenario = Literal["relearn", "personalize"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Solver = Literal["ddim", "pndm", "lms", "euler", "dpmpp"]  # of images that are drawn
-Requirement = Literal["words", "readers", "schedule", "u-old", "joint", "null"]
+Requirement = Literal["words", "readers", "schedule", "u-old", "joint", "apart", "null"]
 """What a method may need that not every family of models has.
 
 words     texts given as word vectors, for words that are searched for or learned
@@ -26,6 +26,7 @@ readers   a text encoder that a delta may change
 schedule  a noise schedule
 u-old     ESD's old scope of that name
 joint     attention in which text and image attend together, with projections of the text's own
+apart     attention to the text alone, whose maps can be read
 null      guidance away from a second text
 """
 

@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from benchmark.diffusion import Model, normal
 from benchmark.model.adapters import add_adapters, low_rank
-from benchmark.types import Examples, Report
+from benchmark.types import Concept, Examples, Report, Requirement
 from defenses.data import latents
 from defenses.templates import ended, own
 
@@ -86,6 +86,10 @@ class Unattended:
             return model.times(1, rng=rng)[0]
         k = int(torch.multinomial(density(1000), 1, generator=rng))
         return model.between(k, 1000, rng=rng)
+
+    def requires(self, concept: Concept) -> tuple[Requirement, ...]:
+        """An attention to the text alone, to take it from the concept."""
+        return ("apart",) if self.lora_steps else ()
 
     def passes(self) -> int:
         """A step has a prediction and its backward pass, and one more for the mask."""

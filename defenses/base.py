@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import nan
 from typing import Any, ClassVar, Literal
 
-from torch import Generator
+from torch import Generator, Tensor
 
 from benchmark.diffusion import Model
 from benchmark.guard import Guard
@@ -124,3 +124,23 @@ class GuardDefense(Defense):
     def guided_passes(self, scale: float) -> int:
         """Samples through the denoiser for one guided prediction, a backward pass counted as two."""
         return 1 if scale == 1.0 else 2
+
+
+class ModuleDefense(GuardDefense):
+    """Trains extra layers with something inside that no change of weights does; its guard puts them on.
+
+    They are kept beside the guard, which is given them (`Guard.fitted`) before it acts.
+    """
+
+    @abstractmethod
+    def layers(
+        self, model: Model, concept: Concept, data: Mapping[str, Examples], *, rng: Generator, report: Report
+    ) -> dict[str, Tensor]:
+        """Return the tensors of the extra layers, float32 and by name. Arguments as in `protect`."""
+
+    def protect(
+        self, model: Model, concept: Concept, data: Mapping[str, Examples], *, rng: Generator, report: Report
+    ) -> Delta:
+        """Return the empty delta, after training: a run asks for `layers` instead."""
+        self.layers(model, concept, data, rng=rng, report=report)
+        return Delta()

@@ -121,8 +121,8 @@ class Receler(Defense):
             return masked(maps, rows, z_t[0, 0].numel() // 16, self.mask_threshold), eps_c
 
     def requires(self, concept: Concept) -> tuple[Requirement, ...]:
-        """What its sampler needs."""
-        return needs(self.sampler, "")
+        """What its sampler needs, and for M an attention to the text alone."""
+        return (*needs(self.sampler, ""), "apart") if self.reg else needs(self.sampler, "")
 
     def passes(self) -> int:
         """A step draws part of a guided trajectory, asks twice, and trains A and once more through the last pass."""

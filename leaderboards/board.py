@@ -7,7 +7,7 @@ Attacks of all kinds count toward the worst case; only those that train weights 
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import pandas as pd
@@ -30,6 +30,8 @@ from leaderboards.evidence import (
     with_runs,
 )
 from leaderboards.files import write_table
+from leaderboards.orders import COLUMNS as ORDERS
+from leaderboards.orders import orders
 from leaderboards.pareto import membership
 from leaderboards.ranks import CONTROL as CONTROL
 from leaderboards.ranks import ranked
@@ -88,15 +90,19 @@ class Board:
     comparisons: pd.DataFrame
     pareto: pd.DataFrame
     variance: pd.DataFrame
+    orders: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=ORDERS))
 
     def write(self, folder: str | Path) -> None:
-        """Write each table as CSV, the leaderboard also as board.md and the cells as cells.parquet.
+        """Write each table as CSV, the leaderboard also as board.md and the cells as cells.parquet; `orders` only of
+        several models.
 
         Each file is complete or not there.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for table in fields(self):
+            if table.name == "orders" and self.orders.empty:
+                continue  # one model
             write_table(getattr(self, table.name), folder / f"{table.name}.csv")
         write_table(self.cells, folder / "cells.parquet")
         write_table(self.leaderboard, folder / "board.md")
@@ -174,6 +180,7 @@ def tables(
         comparisons=comparisons,
         pareto=membership(rows),
         variance=split(evidence, rows),
+        orders=orders(comparisons),
     )
 
 

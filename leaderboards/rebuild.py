@@ -68,6 +68,7 @@ def rebuild(
         comparisons=made.comparisons,
         pareto=made.pareto,
         variance=variance,
+        orders=made.orders,
     )
 
 

@@ -50,6 +50,19 @@ def one_thread() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="module")
+def plain_kernels() -> Iterator[None]:
+    """Torch's own convolutions, which at 8 px take two thirds of oneDNN's time.
+
+    Not for what is compared with another process to the byte: there oneDNN computes.
+    """
+    import torch
+
+    before, *_ = torch.backends.mkldnn.set_flags(_enabled=False)
+    yield
+    torch.backends.mkldnn.set_flags(_enabled=before)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_power_cuts() -> Iterator[None]:
     """Nothing waits for the disk: no test loses the machine's power."""

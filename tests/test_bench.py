@@ -355,7 +355,7 @@ def test_without_a_gpu_the_gpu_lines_say_so(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.slow
-def test_the_gpu_lines_measure_every_method(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_lines_measure_every_method(monkeypatch: pytest.MonkeyPatch, plain_kernels: None) -> None:
     """All but those that have no steps, and the one that is for another family."""
     monkeypatch.setattr(registry, "OWN", {})  # what other tests have registered
     card = replace(tiny_concept(), phrase="at", paraphrases=("small pet",))

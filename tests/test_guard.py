@@ -186,7 +186,8 @@ def test_a_run_with_a_guard_and_with_parts_that_can_be_put_back(tmp_path: Path, 
     patronus = {"use": "patronus", "as": "decoder", "parts": "decoder", "perceptual": "pixels", "features": 2}
     patronus |= {"d1_steps": 1, "d2_steps": 1, "d1_batch": 1, "d2_batch": 1, "d2_images": 2, "d2_latents": 2}
     patronus |= {"ddim_steps": 2, "latent_batch": 1, "d1_lr": 0.1}
-    defenses = [*NEGATIVE, patronus, {"use": "uce", "lam": 1e-3}, "uce+negative_prompt"]
+    gate = {"use": "spm_gate", "steps": 2, "ddim_steps": 1, "lr": 0.1}
+    defenses = [*NEGATIVE, patronus, {"use": "uce", "lam": 1e-3}, "uce+negative_prompt", gate]
     attacks = ["none", {"use": "lora", "rank": 2, "alpha": 2, "lr": 0.01}, {"use": "unlearndiffatk", "count": 1}]
     result = run(tmp_path, tiny_folder, defenses=defenses, attacks=attacks, budgets=[1])
 
@@ -198,9 +199,10 @@ def test_a_run_with_a_guard_and_with_parts_that_can_be_put_back(tmp_path: Path, 
         "decoder": "vae",
         "uce": "keys_values",
         "uce+negative_prompt": "guard",
+        "spm_gate": "guard",
     }
     before = board["presence_before"]
-    for name in ("negative_prompt", "decoder", "uce"):
+    for name in ("negative_prompt", "decoder", "uce", "spm_gate"):
         assert board.loc[name, "presence_removed"] == before["none"], name
     assert board.loc["uce+negative_prompt", "presence_removed"] == before["uce"]
     cells = pd.read_csv(tmp_path / "out" / "cells.csv")
@@ -213,6 +215,8 @@ def test_a_run_with_a_guard_and_with_parts_that_can_be_put_back(tmp_path: Path, 
     assert (told["passes"].fillna(0) == told["planned_passes"]).all()
     drawn = records[records["kind"] == "generate"].set_index("label")["key"]
     base = load_images(tmp_path / "store" / drawn["concept images of none@0 on none, cat"]).images.float()
+    gated = load_images(tmp_path / "store" / drawn["concept images of none@0 on spm_gate, cat"]).images.float()
+    assert (gated - base).abs().max() > 1
     for name in ("decoder", "uce"):
         put_back = load_images(tmp_path / "store" / drawn[f"concept images of removal on {name}, cat"]).images.float()
         defended = load_images(tmp_path / "store" / drawn[f"concept images of none@0 on {name}, cat"]).images.float()
@@ -221,7 +225,12 @@ def test_a_run_with_a_guard_and_with_parts_that_can_be_put_back(tmp_path: Path, 
     words = ["export", str(tmp_path / "tiny.yaml"), "cat/uce+negative_prompt", "--to", str(tmp_path / "exported")]
     exported = CliRunner().invoke(app, [*words, "--store", str(tmp_path / "store")])
     assert exported.exit_code == 0, exported.output
-    assert load_guard(tmp_path / "exported") == ("negative_prompt", {"text": "cat"})
+    assert load_guard(tmp_path / "exported") == ("negative_prompt", {"text": "cat"}, {})
+
+    spm = ["export", str(tmp_path / "tiny.yaml"), "cat/spm_gate", "--to", str(tmp_path / "beside")]
+    assert CliRunner().invoke(app, [*spm, "--store", str(tmp_path / "store")]).exit_code == 0
+    defense, _, modules = load_guard(tmp_path / "beside") or ("", {}, {})
+    assert defense == "spm_gate" and any(t.any() for name, t in modules.items() if name.endswith(".up"))
 
     again = run(
         tmp_path / "again", tiny_folder, store=tmp_path / "store", defenses=defenses, attacks=attacks, budgets=[1]

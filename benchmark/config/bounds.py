@@ -1,7 +1,7 @@
 """What the numbers among a method's fields may be. One rule by their names for every plug-in, ours or another's.
 
 lr                                                    above 0
-steps, batch, rank and other counts, see COUNTS       1 to LARGEST; of a field whose default is no whole number, the last
+steps, batch, rank and other counts, see COUNTS       1 to LARGEST; of shares, the last
 other names of steps and rates: d1_steps, adapt_lr    from 0: such a stage may be left out
 weight_decay and the like                             from 0
 threshold                                             -1 to 1: a share, or a cosine

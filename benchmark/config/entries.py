@@ -89,7 +89,7 @@ class Entry:
     @property
     def kind(self) -> str:
         """As what the tables count an attack: what it changes, or, where it stands apart, how."""
-        apart = {part.method.standing for part in self.chain} - {"attack"}
+        apart = {part.method.stands for part in self.chain} - {"attack"}
         return min(apart, default=self.changes)  # `beside` comes before `edit`
 
 

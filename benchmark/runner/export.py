@@ -1,7 +1,7 @@
 """A cell's model as a standard diffusers folder: what a user deploys, and what anybody can attack.
 
 A guard is no part of a model: the folder has the model under it, and `guard.json` beside, which says what stands in
-front.
+front, with `modules.safetensors`, if it puts on extra layers.
 
 An attack that learned adapters or words can be written alone, to be put on the defended model:
 

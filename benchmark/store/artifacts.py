@@ -3,6 +3,7 @@
 delta.safetensors                  dense differences by parameter name
 pytorch_lora_weights.safetensors   adapters in diffusers' names, alpha folded in; `load_lora_weights` takes it
 guard.json                         what acts while a model draws: the defense, and its guard's fields
+modules.safetensors                extra layers that a guard puts on, their tensors by name
 learned_embeds.safetensors         words that an attack has learned; `load_textual_inversion` takes it
 prompts.json                       prompts that an attack has found
 search.json                        what tells whether that search converged, a number for each of them
@@ -30,7 +31,7 @@ from benchmark.types import Delta, Snapshot
 
 DENSE, ADAPTER = "delta.safetensors", "pytorch_lora_weights.safetensors"
 WORDS, PROMPTS, SEARCH = "learned_embeds.safetensors", "prompts.json", "search.json"
-GUARD = "guard.json"
+GUARD, MODULES = "guard.json", "modules.safetensors"
 IMAGES, FEATURES, SCORES = "images.parquet", "features.safetensors", "scores.parquet"
 
 
@@ -46,17 +47,20 @@ def save_delta(folder: Path, delta: Delta) -> None:
         save_file(tensors, folder / ADAPTER)
 
 
-def save_guard(folder: Path, defense: str, fields: Mapping[str, Any]) -> None:
-    """Write a guard: the defense whose guard it is, and its fields."""
+def save_guard(folder: Path, defense: str, fields: Mapping[str, Any], modules: Mapping[str, Tensor]) -> None:
+    """Write a guard: the defense whose guard it is, its fields, and the extra layers that it puts on, if any."""
     (folder / GUARD).write_text(json.dumps({"defense": defense, "fields": dict(fields)}, indent=1))
+    if modules:
+        save_file({name: tensor.contiguous() for name, tensor in modules.items()}, folder / MODULES)
 
 
-def load_guard(folder: Path) -> tuple[str, dict[str, Any]] | None:
-    """Read a guard's defense and fields; None where there is none."""
+def load_guard(folder: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]] | None:
+    """Read a guard's defense, fields and extra layers; None where there is none."""
     if not (folder / GUARD).is_file():
         return None
     found = json.loads((folder / GUARD).read_text())
-    return str(found["defense"]), dict(found["fields"])
+    modules = load_file(folder / MODULES) if (folder / MODULES).is_file() else {}
+    return str(found["defense"]), dict(found["fields"]), modules
 
 
 def save_snapshot(folder: Path, snapshot: Snapshot) -> None:

@@ -598,7 +598,8 @@ def test_generated_latents_take_the_captions_in_turn(model: Model) -> None:
     draws = rng(3)
     z_T = torch.cat([torch.randn(n, *model.latent_shape, generator=draws) for n in (8, 2)])
     text, null = model.encode_text(list("abcabcabca")), model.encode_text([""] * 10)
-    torch.testing.assert_close(found, sample(model, z_T, text, null, steps=2, guidance=7.5))
+    wanted = sample(model, z_T, text, null, steps=2, guidance=7.5)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-3)  # batches round in their own ways
 
 
 def test_the_decoder_is_the_models_without_its_clamp(model: Model) -> None:

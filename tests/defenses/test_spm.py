@@ -7,7 +7,8 @@ import torch
 
 from benchmark.diffusion import Model
 from benchmark.types import Concept
-from defenses.spm import SPM, attending
+from defenses.membranes import attending
+from defenses.spm import SPM
 from tests.defenses.test_esd import predictor, silent
 
 C, NULL, ANCHOR = (torch.full((1, 3, 4), value) for value in (3.0, 1.0, 2.0))

@@ -18,6 +18,7 @@ from benchmark.types import Concept, Examples
 from defenses.base import Defense
 from metrics.base import Metric
 
+pytestmark = pytest.mark.usefixtures("plain_kernels")
 BASES = [("defense", Defense), ("attack", Attack), ("metric", Metric)]
 
 
@@ -66,19 +67,14 @@ def test_no_method_prints_saves_seeds_or_picks_a_device(folder: str) -> None:
 
 
 @pytest.mark.parametrize("name", names("defense"))
-def test_a_defense_is_a_function_of_its_generator(
+def test_a_defense_is_a_function_of_its_generator_and_its_delta_applies(
     name: str, model: Model, concept: Concept, examples: Examples
 ) -> None:
     method = small("defense", name)
     model = fitting(method, model)
     with conformance.says_what_it_uses(method, model, concept):
-        conformance.protects_repeatably(method, model, concept, examples)
-
-
-@pytest.mark.parametrize("name", names("defense"))
-def test_a_defenses_delta_applies(name: str, model: Model, concept: Concept, examples: Examples) -> None:
-    method = small("defense", name)
-    conformance.delta_applies(method, fitting(method, model), concept, examples)
+        delta = conformance.protects_repeatably(method, model, concept, examples)
+    conformance.delta_applies(delta, model)
 
 
 @pytest.mark.parametrize("name", names("attack"))

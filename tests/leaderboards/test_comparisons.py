@@ -164,7 +164,7 @@ def draw(rng: np.random.Generator, spread: dict[str, float], images: int = 4) ->
 def test_variance_components_are_unbiased() -> None:
     spread = dict(zip(SOURCES, (0.5, 0.4, 0.3, 0.2, 0.6, 0.3, 0.5), strict=True))
     rng = np.random.default_rng(0)
-    found = pd.DataFrame([components(*draw(rng, spread)) for _ in range(100)])
+    found = pd.DataFrame([components(*draw(rng, spread)) for _ in range(50)])
     for source, value in spread.items():
         error = 4 * stats.sem(found[source])
         assert found[source].mean() == pytest.approx(value**2, abs=error), source

@@ -70,6 +70,18 @@ def test_what_needs_a_noise_schedule_or_a_unet_is_no_flows(family: str) -> None:
     assert not refused(family, sampling={"scheduler": "ddim"}) and not refused("sd", sampling={"scheduler": "dpmpp"})
 
 
+@pytest.mark.parametrize("family", ["sd3", "flux", "flux2"])
+def test_maps_of_an_attention_to_the_text_alone_are_no_flows(family: str) -> None:
+    """The second stage of MACE and Receler's mask, and only where they are asked for."""
+    without = [{"use": "mace", "lora_steps": 0}, {"use": "receler", "reg": 0}]
+
+    said = refused(family, defenses=["mace", "receler", {"use": "receler", "as": "free", "reg": 0}])
+
+    assert "mace, receler (apart: text and image attend together)" in said and "free" not in said
+    assert not refused(family, defenses=without)
+    assert not refused("sd", defenses=["mace", "receler"])
+
+
 def test_a_method_is_asked_with_its_fields_and_what_it_is_made_of() -> None:
     aegis = {"use": "aegis", "scope": "x"}
     assert "words" in refused("flux", defenses=[aegis])

@@ -102,7 +102,7 @@ def test_whatever_a_plugin_does_to_its_process_every_other_row_stays(
     monkeypatch.setattr(apart, "GRACE", 2.0)
     hows = (*ENDS, *HARMLESS)
 
-    result = command(tmp_path, tiny_folder, hows, "--time-limit", "30")
+    result = command(tmp_path, tiny_folder, hows, "--time-limit", "12")
 
     assert result.exit_code == 1, result.output
     check(tmp_path, clean, hows)

@@ -7,8 +7,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from benchmark.errors import PluginError
 from benchmark.plan.task import Task
 from benchmark.results import records
 from benchmark.runner import limits
+from benchmark.runner.executors import local
 from benchmark.runner.isolation import guard, interrupts, seal, surroundings
 from benchmark.runner.loop import Attempt, attempt
 from benchmark.runner.stages import Bench
@@ -142,6 +144,23 @@ def test_a_keyboard_interrupt_is_ctrl_c_only_after_the_signal() -> None:
         assert not interrupts.real()
 
 
+def test_a_ctrl_c_that_a_library_swallowed_stops_the_run_before_its_next_task(bench: Bench) -> None:
+    """As one does that arrives in a destructor or a callback: Python prints it, and goes on."""
+    done = list[str]()
+
+    def work(task: str, _: Any) -> bool:
+        done.append(task)
+        with suppress(KeyboardInterrupt):
+            pressed()
+        return True
+
+    run = SimpleNamespace(bench=bench, plan=SimpleNamespace(tasks={"a": "one", "b": "two"}), work=work)
+    with interrupts.listening(), pytest.raises(KeyboardInterrupt):
+        local.execute(run)  # type: ignore[arg-type]
+
+    assert done == ["one"]
+
+
 def test_a_poisoned_run_keeps_every_other_row_to_the_byte(tiny_folder: Path, tiny_run: Path, tmp_path: Path) -> None:
     """Also in the store, so that a later run without the method finds nothing false there."""
     hows = ["zeroes the base", "sets the default dtype", "replaces torch.isfinite", "a surrogate"]
@@ -205,6 +224,7 @@ PROCESS = """
 import ctypes, signal, sys, time
 from benchmark.cli.run import give_up
 from benchmark.runner import limits
+from benchmark.runner.executors import local
 from benchmark.runner.isolation import interrupts
 limits.GRACE = 0.2
 def stuck(library):  # that of tests.misbehaving, which would have torch imported

@@ -36,6 +36,7 @@ from defenses.base import Defense
 from tests.misbehaving import swallow
 from tests.runner.test_faults import ended, last_counts, start, tables
 from tests.runner.test_loop import Silent, files, make_plan
+from tests.runner.test_ray_troubles import lacking
 from tests.runs import write_config
 
 WAIT = 120.0
@@ -175,7 +176,7 @@ def test_bad_methods_fail_their_cells_only(two_cores: Any, tiny_folder: Path, tm
     try:
         plan = make_plan(tmp_path, tiny_folder, attacks=["none"], defenses=["none", *bad])
         events = Watching()
-        with each_task(30):
+        with each_task(15):
             bench = Bench(tiny_folder, Store(tmp_path / "store").open())
             outcome = run(plan, bench, events, on_ray.executor(2))
     finally:
@@ -184,7 +185,7 @@ def test_bad_methods_fail_their_cells_only(two_cores: Any, tiny_folder: Path, tm
     said = {plan.tasks[key].label.split()[0]: trace for key, trace in outcome.failed.items()}
     assert set(said) == set(ways)
     assert "ZeroDivisionError: thesis deadline" in said["raises"]
-    assert "expected the task to end within 30 seconds" in said["hangs"]
+    assert "expected the task to end within 15 seconds" in said["hangs"]
     assert "Its worker was killed" in said["deaf"]
     assert "no memory left" in said["hungry"]
     assert "expected a worker to live through this task, got 3 that died" in said["dies"]
@@ -278,6 +279,17 @@ def started(address: str, log: Path, command: list[str]) -> Iterator[Any]:
         finally:
             process.kill()
             process.wait()
+
+
+@pytest.mark.slow
+def test_weights_that_do_not_fit_are_one_line_and_2(two_cores: Any, tiny_folder: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, lacking(tiny_folder, tmp_path / "model"))
+
+    result = CliRunner().invoke(app, words(config, tmp_path, "--executor", "ray", "--workers", "2", "--device", "cpu"))
+
+    assert result.exit_code == 2, result.output
+    assert "conv_in.weight among the weights of" in result.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in result.output
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """A cluster that is lost ends a run, and nobody else gets at one that is ours."""
 
 import os
+import re
+import shutil
 import signal
 import stat
 from pathlib import Path
@@ -8,11 +10,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from benchmark.errors import WorkerError
+from benchmark.errors import DataError, WorkerError
+from benchmark.plan.task import Task
 from benchmark.runner.executors import cluster
 from benchmark.runner.executors import ray as on_ray
+from benchmark.runner.executors.actors import Order, Worker
 from benchmark.runner.executors.ray import ALONE, LONELY, Driver
+from benchmark.runner.loop import Outcome
+from benchmark.runner.stages import Bench
+from benchmark.store import Store
 
 
 def lonely(alive: bool) -> Any:
@@ -38,6 +46,38 @@ def test_a_full_cluster_is_waited_for_but_not_for_ever(caplog: pytest.LogCapture
     assert len([record for record in caplog.records if "no worker for" in record.message]) >= LONELY // ALONE - 2
     with pytest.raises(WorkerError, match="The same command goes on"):
         driver.wait_for_workers(LONELY + 1.0)
+
+
+def lacking(whole: Path, folder: Path) -> Path:
+    """A copy of a model of which a weight is missing: only who loads it sees that."""
+    shutil.copytree(whole, folder)
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    kept = load_file(file)
+    del kept["conv_in.weight"]
+    save_file(kept, file, metadata={"format": "pt"})
+    return folder
+
+
+def test_weights_that_do_not_fit_end_the_run_and_not_each_of_its_tasks(tiny_folder: Path, tmp_path: Path) -> None:
+    """As they do in one process: the worker tells of them apart from what a task ends with."""
+    folder, store = lacking(tiny_folder, tmp_path / "model"), Store(tmp_path / "store").open()
+    order = Order(bench=Bench(folder, store, device="cpu"), threads=1, seconds=None, shared=False, own={})
+    task = Task(kind="generate", plugin="sampler", version=1, base="b")
+
+    with pytest.raises(DataError) as told:
+        Worker("worker-0", order, None).work(task, [])
+
+    class TaskError(Exception):
+        cause = told.value
+
+    def get(promise: Any) -> Any:
+        raise TaskError
+
+    driver = object.__new__(Driver)
+    driver.ray = SimpleNamespace(get=get, exceptions=SimpleNamespace(RayTaskError=TaskError))
+    driver.run = SimpleNamespace(outcome=Outcome())  # type: ignore[assignment]
+    with pytest.raises(DataError, match=re.escape(str(told.value))):
+        driver.conclude(None, "worker-0", task.key)
 
 
 @pytest.fixture

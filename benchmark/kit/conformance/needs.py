@@ -13,7 +13,7 @@ from benchmark.diffusion import Model
 from benchmark.kit.conformance.expect import expect
 from benchmark.types import Concept, Requirement
 
-USES = {"encode_words": "words", "pndm": "schedule"}
+USES = {"encode_words": "words", "pndm": "schedule", "attending": "apart"}
 
 
 @contextmanager

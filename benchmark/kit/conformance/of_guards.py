@@ -1,5 +1,6 @@
 """What a guard must do: the same for an image whatever stands beside it, with gradients, and nothing lasting."""
 
+from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -16,11 +17,14 @@ from defenses.base import GuardDefense
 STEPS, SCALE = 4, 3.0
 
 
-def check_guard(method: GuardDefense, model: Model, concept: Concept) -> None:
-    """Run all checks of a defense's guard."""
+def check_guard(
+    method: GuardDefense, model: Model, concept: Concept, modules: Mapping[str, Tensor] | None = None
+) -> None:
+    """Run all checks of a defense's guard, which is given its extra layers if it has some."""
     guard = method.guard(concept)
     expect(type(guard) is method.guarding, f"a guard of the class {method.guarding.__name__}", type(guard).__name__)
     is_kept_as_json(guard)
+    guard = guard.fitted(modules or {})
     parts = [name for name in ("read", "read_words", "course", "finish") if replaces(guard, name)]
     expect(parts, "a guard that replaces read, course or finish", "none of them")
     draws_each_image_alone(guarded(model, guard, SCALE))
@@ -51,9 +55,11 @@ def draws_each_image_alone(model: Model) -> None:
     expect(gap < 1e-4, "the same image alone and beside another", f"one that differs by {gap:.2g}")
 
 
-def carries_gradients(method: GuardDefense, base: Model, concept: Concept) -> None:
+def carries_gradients(
+    method: GuardDefense, base: Model, concept: Concept, modules: Mapping[str, Tensor] | None = None
+) -> None:
     """Who searches words on the guarded model gets a gradient, if words can be searched for on the base."""
-    model = guarded(base, method.guard(concept), SCALE)
+    model = guarded(base, method.guard(concept).fitted(modules or {}), SCALE)
     try:
         words = model.words(model.ids(["a cat"])).detach().requires_grad_()
         text = model.encode_words(words)

@@ -48,6 +48,7 @@ SMALL: Mapping[str, Any] = {
     "pool": 2,
     "retain_pool": 1,
     "retain_batch": 2,
+    "reg_batch": 1,
     "inner_steps": 2,
     "inner_rate": 10.0,
     "attacks": 1,

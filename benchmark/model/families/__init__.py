@@ -32,6 +32,7 @@ OF_UNETS = {"joint": "it is a U-Net, which attends to the text apart"}
 OF_FLOWS = {
     "schedule": "it is a flow and has no noise schedule",
     "u-old": "it is a transformer",
+    "apart": "text and image attend together",
     "float16": "a flow transformer overflows in it",
 }
 LITERALS = ("PIPELINES", "PARTS", "SETTINGS", "FLAGS", "OPTIONAL", "SCHEDULERS", "LACKS")

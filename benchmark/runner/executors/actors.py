@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmark.config import registry
+from benchmark.errors import DataError
 from benchmark.plan.task import Task
 from benchmark.runner.limits import each_task, free
 from benchmark.runner.loop import Attempt, attempt
-from benchmark.runner.stages import Bench
+from benchmark.runner.stages import Bench, needs_base
 
 PAUSE = 0.3  # seconds between two messages of a task
 VISIBLE = 60.0  # seconds until a shared folder shows what another machine has written
@@ -68,11 +69,28 @@ class Worker:
     def work(self, task: Task, parents: Sequence[str]) -> tuple[Attempt, int]:
         """Attempt a task, whose `parents` are in the store; give back what came of it, and the MiB of the device that
         this process keeps.
+
+        Raises:
+            DataError: the weights of the base do not fit: no task can use them.
         """
         self.wait_for(parents)
+        self.load_for(task)
         with each_task(self.order.seconds):
             found = attempt(task, self.bench, Wire(self.name, self.inbox))
         return found, self.kept()
+
+    def load_for(self, task: Task) -> None:
+        """Load the base that a task needs.
+
+        Raises:
+            DataError: its weights do not fit.
+        """
+        try:
+            _ = self.bench.base if needs_base(task) else None
+        except DataError:
+            raise
+        except Exception:  # of memory, say: the attempt meets it again, and tells what became of the task
+            free()
 
     def wait_for(self, keys: Sequence[str]) -> None:
         """Wait until this machine sees what others have written: a network file system may take its time."""

@@ -4,8 +4,9 @@ import time
 
 from benchmark.plan.task import Task
 from benchmark.runner.executors.apart import Apart, belongs_apart
+from benchmark.runner.isolation import interrupts
 from benchmark.runner.limits import free
-from benchmark.runner.loop import Attempt, Events, Run, attempt
+from benchmark.runner.loop import Attempt, Attempting, Events, Run, attempt
 from benchmark.runner.stages import Bench
 
 PAUSE = 0.2
@@ -24,10 +25,20 @@ def execute(run: Run) -> None:
 
         waiting = list(run.plan.tasks.values())
         while waiting:
-            left = [task for task in waiting if not run.work(task, tried)]
+            left = [task for task in waiting if not worked(run, task, tried)]
             if len(left) == len(waiting):
                 time.sleep(PAUSE)
             waiting = left
+
+
+def worked(run: Run, task: Task, how: Attempting) -> bool:
+    """`Run.work`, unless somebody pressed Ctrl-C before and a library swallowed that.
+
+    Raises:
+        KeyboardInterrupt: so it was.
+    """
+    interrupts.heed()
+    return run.work(task, how)
 
 
 def given_up(bench: Bench, apart: Apart, *, there: bool) -> bool:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from benchmark.config import registry
-from benchmark.errors import ConfigError, PackageError, WorkerError
+from benchmark.errors import ConfigError, DataError, PackageError, WorkerError
 from benchmark.plan.task import Task
 from benchmark.runner.executors import memory
 from benchmark.runner.executors.actors import Inbox, Order, Worker
@@ -209,10 +209,16 @@ class Driver:
         self.schedule.join(name, device, size or nodes.get(device, 0))
 
     def conclude(self, promise: Any, name: str, key: str) -> None:
-        """An attempt came to an end, or its worker did."""
+        """An attempt came to an end, or its worker did.
+
+        Raises:
+            DataError: the weights of the base do not fit, and no task has run.
+        """
         try:
             tried, idle = self.ray.get(promise)
         except self.ray.exceptions.RayTaskError as error:  # the worker lives
+            if isinstance(error.cause, DataError) and not self.run.outcome.ran:
+                raise error.cause from None
             tried, idle = Attempt("failed", str(error)), 0
         except self.ray.exceptions.RayError as error:
             self.lose(name, key, error)

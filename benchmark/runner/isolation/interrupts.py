@@ -40,6 +40,16 @@ def real() -> bool:
     return SEEN[-1] if SEEN else signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
 
 
+def heed() -> None:
+    """Between two tasks.
+
+    Raises:
+        KeyboardInterrupt: the signal came, but whoever was at work swallowed what it raised.
+    """
+    if SEEN and SEEN[-1] and threading.current_thread() is threading.main_thread():
+        raise KeyboardInterrupt
+
+
 @contextmanager
 def insisting(say: Callable[[], object]) -> Iterator[None]:
     """Inside the block a second Ctrl-C ends the process at once, also while a library does not return to Python.

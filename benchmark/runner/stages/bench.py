@@ -83,9 +83,10 @@ class Bench:
         """
         scale = task.fields.get({"generate": "guidance", "attack": GUIDANCE}.get(task.kind, ""))
         found = [load_guard(self.store.path(key)) for key in self.lineage(task)] if scale is not None else []
-        for defense, fields in filter(None, found):
+        for defense, fields, modules in filter(None, found):
             kind: Any = find("defense", defense).guarding
-            model = guarded(model, TypeAdapter(kind).validate_python(fields), float(scale))  # type: ignore[arg-type]
+            guard = TypeAdapter(kind).validate_python(fields).fitted(modules)
+            model = guarded(model, guard, float(scale))  # type: ignore[arg-type]
         return model
 
     def gated(self, model: Model, task: Task) -> Model:

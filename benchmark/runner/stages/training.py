@@ -24,19 +24,22 @@ from benchmark.runner.stages.images import examples_of
 from benchmark.store import Store
 from benchmark.store.artifacts import load_values, save_delta, save_guard, save_snapshot
 from benchmark.types import Budget, Concept, Delta, Report, Snapshot
-from defenses.base import GuardDefense
+from defenses.base import GuardDefense, ModuleDefense
 
 
 def defend(task: Task, bench: Bench, report: Report) -> Done:
-    """Train a defense."""
+    """Train a defense, or the extra layers that its guard puts on."""
     method, losses = build("defense", task), Losses(report)
     assert task.concept is not None
     model = bench.model_for(task)
+    has_modules = isinstance(method, ModuleDefense)
+    verb = method.layers if has_modules else method.protect
     with measured(model) as cost:
-        delta = method.protect(model, task.concept, examples_of(task, bench), rng=generator(task), report=losses)
+        made = verb(model, task.concept, examples_of(task, bench), rng=generator(task), report=losses)
+    delta, modules = (Delta(), modules_of(made, task)) if has_modules else (made, dict[str, Tensor]())
     if not isinstance(delta, Delta):
         raise PluginError(f"expected {task.plugin}.protect to return a Delta, got {type(delta).__name__}.")
-    check_numbers(delta, {}, task)
+    check_numbers(delta, modules, task)
     model.with_delta(delta)  # raises on a wrong name or shape: here, so that no such delta is kept
     guard = guard_of(method, task) if isinstance(method, GuardDefense) else None
 
@@ -44,13 +47,24 @@ def defend(task: Task, bench: Bench, report: Report) -> Done:
         save_delta(folder, delta)
         losses.save(folder)
         if guard is not None:
-            save_guard(folder, task.plugin, guard)
+            save_guard(folder, task.plugin, guard, modules)
 
     return write, {
         "cost": cost,
         "flags": [] if guard is not None else flags_of(Snapshot(steps=0, delta=delta), losses.rows),
         "fidelity": method.badge,
     }
+
+
+def modules_of(made: Any, task: Task) -> dict[str, Tensor]:
+    """The tensors of extra layers.
+
+    Raises:
+        PluginError: it is something else, or there is none.
+    """
+    if not isinstance(made, dict) or not made:
+        raise PluginError(f"expected {task.plugin}.layers to return tensors by name, got {type(made).__name__}.")
+    return made
 
 
 def guard_of(method: GuardDefense, task: Task) -> dict[str, Any]:
