@@ -32,6 +32,7 @@ bench: $(VENV)/.test
 # The bar of the embedded model: the second opinion on 256 prompts with fresh seeds, and seconds for 64 images.
 measure: $(VENV)/.run
 	$(BIN)/titer doctor --mini --grid docs/mini.png
+	$(BIN)/titer doctor --mini --model mini-flow --grid docs/mini-flow.png
 
 # The documentation in site/, which needs no network: open site/index.html.
 docs: $(VENV)/.run
