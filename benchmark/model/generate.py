@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmark.diffusion import Model, sample
-from benchmark.plan.seeds import image_seed
+from benchmark.plan.seeds import CONFIRM, image_seed
 from benchmark.store.artifacts import Gallery
 from benchmark.types import Prompt, Report
 
@@ -25,8 +25,12 @@ def start_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
 
 
 def seed_of(prompt: Prompt, number: int, stream: str) -> int:
-    """The seed of image `number`: the prompt's own for the first, if it has one; derived for all others."""
-    return prompt.seed if prompt.seed is not None and number == 0 else image_seed(prompt.id, number, stream)
+    """The seed of image `number`: the prompt's own for the first, if it has one; derived for all others.
+
+    Of fresh images all are derived: the first with the prompt's own seed was drawn before.
+    """
+    is_own = prompt.seed is not None and number == 0 and stream != CONFIRM
+    return prompt.seed if prompt.seed is not None and is_own else image_seed(prompt.id, number, stream)
 
 
 def batches(

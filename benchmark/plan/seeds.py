@@ -1,10 +1,13 @@
 """Where all randomness comes from: a seed for each task and one for each image, derived by hashing.
 
 A task's seed leaves out its parents, so that an attack draws the same batches and noise against every defense and
-against the undefended base: cells are paired. An image's seed depends on its prompt and its number alone.
+against the undefended base: cells are paired. An image's seed depends on its prompt and its number alone,
+and on a stream that keeps it apart from images of another use.
 """
 
 import hashlib
+
+CONFIRM = "confirm"  # stream of fresh images of worst arms, apart from those that named them
 
 
 def derive(*parts: str | int) -> int:
