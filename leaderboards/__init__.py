@@ -10,8 +10,14 @@ reactivation.py reactivation rate pooled over cells
 agreement.py    two judges on the same images: disagreement, Cohen's kappa
 gap.py          SGR: the relative gap of similarity to the base
 titer.py        budget withstood, with censoring; Kaplan-Meier median; area under the effort curve
+walk.py         is a concept back, by as few images as tell; presence that rises with the budget
 panel.py        cells as arrays; curves and worst case
+confirm.py      the worst arm of a row by fresh images, which did not name it
+corrected.py    presence by a judge's true and false positive rates
 row.py          one defense: its line of the leaderboard
+boundary.py     when a pair may be decided before all images are drawn
+race.py         which arms cannot be the worst, and differences between those left
+decide.py       what to draw next, from the scores so far
 comparisons.py  paired differences of each pair of defenses
 pareto.py       who is not dominated, and in how many draws
 variance.py     presence by source of its variance

@@ -18,6 +18,7 @@ from leaderboards.cells import check_cells, check_distances, measure
 from leaderboards.comparisons import compare
 from leaderboards.evidence import (
     BESIDE,
+    CONFIRM,
     COSTS,
     KEY,
     REMOVAL,
@@ -35,7 +36,21 @@ from leaderboards.orders import orders
 from leaderboards.pareto import membership
 from leaderboards.ranks import CONTROL as CONTROL
 from leaderboards.ranks import ranked
-from leaderboards.row import DERIVED, FIXED, PRESENCE, RATES, REACTIVATION, REMOVABLE, REMOVED, ROW, UNLEARNED, Row
+from leaderboards.row import (
+    CORRECTED,
+    COUNTS,
+    DERIVED,
+    FIXED,
+    PRESENCE,
+    RATES,
+    REACTIVATION,
+    REMOVABLE,
+    REMOVED,
+    ROW,
+    SEEN,
+    UNLEARNED,
+    Row,
+)
 from leaderboards.variance import split
 
 UTILITY = ["clip_score", "kid", "fid", "lpips", "retained_accuracy", "benign_adaptation"]
@@ -60,6 +75,8 @@ MORE = [
     REMOVABLE,
     *REMOVED,
     "worst_concept",
+    *SEEN,
+    *CORRECTED,
 ]
 JUDGED = ["second_judge", "judge_disagreement", "judge_kappa", "judge_tpr", "judge_fpr", "measured_with", "flags"]
 LEADERBOARD = [
@@ -128,7 +145,9 @@ def build(
             `best`, that is true for cells of which the best of a prompt's images is a number, too (`presence_best`);
             `aimed`, that is true for attacks that the config aims at certain defenses, or `imported`, for somebody
             else's weights, which must erase first (see `leaderboards.erasure`), or `removable`, which names the part
-            that the row's cell of the kind `removal` has from the base again. These, the scores and the
+            that the row's cell of the kind `removal` has from the base again; `confirm`, how many fresh images a
+            prompt the config asks for of worst arms; `judge_positives` and `judge_negatives`, of how many pictures
+            the judge's rates are shares. These, the scores and the
             distances may have a column `defense_seed`: a defense that was trained several times. A run, the unit that
             is drawn within a concept, is then one training with one attack seed.
         costs: at most one row for each model, scenario, concept and defense (`evidence.COSTS`).
@@ -184,6 +203,17 @@ def tables(
     )
 
 
+def counted_rows(
+    scores: pd.DataFrame, cells: pd.DataFrame, bootstrap: Draws, yes_or_no: Collection[str] = ()
+) -> list[Row]:
+    """The rows that count, from the frames of `build`: what decides which images to draw next goes by them."""
+    check_cells(cells)
+    cells, evidence = with_runs(cells), read(scores, yes_or_no)
+    wide = _widen(measure(evidence, cells, None, bootstrap), cells)
+    wide = _counted(wide[wide["kind"] != REMOVAL])
+    return [Row(evidence, part, bootstrap, tau=0.5) for _, part in wide.groupby(ROW)]
+
+
 def _counted(wide: pd.DataFrame) -> pd.DataFrame:
     """The cells that count: none of the kind `beside`, but what a row without others has before its attack."""
     is_beside = wide["kind"] == BESIDE
@@ -200,7 +230,7 @@ def _widen(tidy: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
         own = tidy.loc[(tidy["number"] == number).to_numpy(), ["ci_low", "prompts"]]
         wide = wide.join(own.rename(columns={"ci_low": f"{name}_low", "prompts": f"{name}_prompts"}), how="inner")
     aimed = cells["aimed"].fillna(False).astype(bool) if "aimed" in cells else False
-    more = cells[[*KEY, "kind", "key", *({*RATES, REMOVABLE} & set(cells))]].assign(aimed=aimed)
+    more = cells[[*KEY, "kind", "key", *({*RATES, *COUNTS, REMOVABLE, CONFIRM} & set(cells))]].assign(aimed=aimed)
     return wide.merge(more, on=KEY)
 
 

@@ -13,6 +13,7 @@ from leaderboards.erasure import unerased
 from leaderboards.evidence import (
     BESIDE,
     CELLS,
+    CONFIRMED,
     DISTANCES,
     KEY,
     REMOVAL,
@@ -36,9 +37,9 @@ STATUSES = ("ok", "failed", "skipped", "partial")  # of the runner
 KINDS = ("weights", "edit", "prompts", "sampling", BESIDE, "none", REMOVAL)
 COMPLETE = ("ok", "invalid", "collapsed")  # all images scored
 NUMBERS = ("presence_before", "presence_after", "ceiling", "reactivation_rate", "recovered", "retained_accuracy")
-FURTHER = ("presence_best", "judge_disagreement", "judge_kappa", "ua", "ira", "cra")
+FURTHER = ("presence_best", "judge_disagreement", "judge_kappa", "ua", "ira", "cra", CONFIRMED)
 COLUMNS = [*KEY, "number", "value", "ci_low", "ci_high", "n", "prompts", "coverage", "status", "reason", "identity"]
-SHARES = ("presence", "ceiling", "retained_accuracy", "benign_adaptation", "cra")  # their names begin so
+SHARES = ("presence", "ceiling", "retained_accuracy", "benign_adaptation", "cra", CONFIRMED)  # their names begin so
 
 
 def check_cells(cells: pd.DataFrame) -> None:
@@ -225,7 +226,8 @@ def _status(
 
 
 def _quality(evidence: Evidence, key: Key, numbers: dict[str, Number]) -> tuple[str, str] | None:
-    own = [number for name, number in numbers.items() if name not in ("presence_before", "ceiling")]
+    others = ("presence_before", "ceiling", CONFIRMED)  # what selects the worst arm goes by none of its fresh images
+    own = [number for name, number in numbers.items() if not name.startswith(others)]
     short = [f"{number.name} {number.coverage:.1%}" for number in own if number.identity and number.coverage < 1]
     if short:
         return "partial", f"scored images: {', '.join(short)}"

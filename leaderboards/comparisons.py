@@ -2,7 +2,8 @@
 
 Both sides of a pair keep only the (concept, attack, budget, attack seed, prompt) that both have in `ok` cells, and are
 resampled alike, so the difference is taken inside each draw. The worst case is the maximum over the arms that both
-have, so it may differ from the leaderboard's, which takes all arms a defense has.
+have, so it may differ from the leaderboard's, which takes all arms a defense has. Where the worst arms of both were
+drawn anew, it is the difference of these two, by their fresh images alone.
 
 Two questions are asked of each difference: would it be there for other concepts (concepts are drawn, too), and is it
 there for these concepts (they are not)? Rows of one board met the same concepts: the second is the one for ranks.
@@ -21,6 +22,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from leaderboards.bootstrap import Drawn, Draws, FloatArray, Resampled, combine
+from leaderboards.confirm import together
 from leaderboards.evidence import Evidence, Key
 from leaderboards.intervals import EQUAL, difference, holm, widest
 from leaderboards.panel import Panel, assemble, axes_of
@@ -42,11 +44,17 @@ def compare(evidence: Evidence, rows: Sequence[Row], bootstrap: Draws) -> pd.Dat
     size finds, see `intervals.difference`. Columns with `fixed` are about these concepts.
     """
     found: list[dict[str, Any]] = []
+    named = {tuple(row.names.values()): row.named for row in rows}
     for names, panels in _panels(evidence, rows):
+        anew = together(evidence, {defense: named[*names.values(), defense] for defense in panels})
+        fresh = {defense: (panel, panel.draw_prompts(bootstrap)) for defense, panel in anew.items()}
         drawn = {defense: (panel, panel.draw_prompts(bootstrap)) for defense, panel in panels.items()}
         for a, b in combinations(panels, 2):
             pair = {"defense_a": a, "defense_b": b}
-            found += [names | pair | line for line in _pair(drawn[a], drawn[b], bootstrap)]
+            lines = list(_pair(drawn[a], drawn[b], bootstrap))
+            if a in fresh and b in fresh:
+                lines = [*_pair(fresh[a], fresh[b], bootstrap)][:1] + lines[1:]
+            found += [names | pair | line for line in lines]
     table = pd.DataFrame(found, columns=COLUMNS).astype({"budget": "Int64"})
     for _, family in table.groupby(FAMILY, dropna=False):
         for p in ("p", "p_fixed"):

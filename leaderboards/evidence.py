@@ -22,8 +22,9 @@ SCORES = [*ROOT, "seed", "split", "metric", "identity", "prompt_id", "image", "v
 CELLS = [*ROOT, "seed", "kind", "status", "reason", "expected", "key"]
 COSTS = ["model", "scenario", "concept", "defense", "defend_seconds", "peak_memory_mib", "fidelity"]
 DISTANCES = [*ROOT, "seed", "metric", "identity", "value", "ci_low", "ci_high", "n"]
-SPLITS = ("concept", "retained", "cross", "safe", "adapted")
-JUDGE, SIMILARITY = "presence", "sgr_similarity"
+CONFIRM = "confirm"  # fresh images of a cell whose attack is the worst of its defense, see `leaderboards.confirm`
+SPLITS = ("concept", "retained", "cross", "safe", "adapted", CONFIRM)
+JUDGE, SIMILARITY, CONFIRMED = "presence", "sgr_similarity", "confirmed"
 BESIDE = "beside"  # kind of the attacked cells that are shown, and enter no rank
 REMOVAL = "removal"  # kind and label of the cell in which a defense's part is put back from the base
 
@@ -156,6 +157,7 @@ def column_of(metric: str, split: str) -> str:
     if metric.startswith(JUDGE):
         columns = {"concept": metric, "retained": metric.replace("presence", "retained_accuracy", 1)}
         columns["cross"] = metric.replace("presence", "cra", 1)
+        columns[CONFIRM] = metric.replace(JUDGE, CONFIRMED, 1)
         columns["adapted"] = metric.replace("presence", "benign_adaptation", 1)
         return columns.get(split, f"{metric}_{split}")
     return metric if split == "safe" else f"{metric}_{split}"

@@ -65,13 +65,15 @@ class Panel:
 class Worst:
     """The largest presence over all arms, the arm that has it (None if there is no cell), and its draws (draws,).
 
-    fixed: the same number with the interval for these concepts.
+    fixed: the same number with the interval for these concepts. fresh: the images that the number is of, where it is
+    that of the named arm drawn anew (see `leaderboards.confirm`).
     """
 
     interval: Interval
     arm: Arm | None
     draws: FloatArray
     fixed: Interval = MISSING
+    fresh: Panel | None = None
 
 
 def axes_of(evidence: Evidence, keys: Sequence[Key], column: str = "presence") -> Axes:

@@ -20,7 +20,7 @@ from leaderboards.bootstrap import Draws, FloatArray
 from leaderboards.evidence import COSTS, KEY, REMOVAL, ROOT, Evidence, Images, Key, Sample, with_runs
 from leaderboards.row import ONE_RUN, REACTIVATION
 
-COLUMNS = {"presence_after": "presence", "retained_accuracy": "retained_accuracy"}
+COLUMNS = {"presence_after": "presence", "retained_accuracy": "retained_accuracy", "confirmed": "confirmed"}
 KEPT = ["second_judge", "judge_disagreement", "judge_kappa", "judge_tpr", "judge_fpr", "measured_with"]
 PLACED = ["model", "scenario", "defense"]
 

@@ -12,9 +12,11 @@ import pandas as pd
 from leaderboards import agreement, gap, reactivation
 from leaderboards.bootstrap import Draws, FloatArray
 from leaderboards.cells import COMPLETE
+from leaderboards.confirm import UNCONFIRMED, confirmed, fresh
+from leaderboards.corrected import BLUNT, SHARP, Rates, corrected
 from leaderboards.erasure import UNERASED, UNRELEASED
-from leaderboards.evidence import KEY, Evidence, Key
-from leaderboards.intervals import wilson
+from leaderboards.evidence import CONFIRM, CONFIRMED, KEY, Evidence, Key
+from leaderboards.intervals import MISSING, wilson
 from leaderboards.panel import Panel, Worst, assemble, axes_of, by_arm, worst_case
 from leaderboards.titer import MIN_CEILING, Course, Withstood, effort_area, median, median_interval, titer
 
@@ -30,10 +32,16 @@ UNLEARNED = ["ua", "ira", "cra"]
 REMOVABLE = "removable"  # a column of the cells, too
 REMOVED = ["presence_removed", "presence_removed_low", "presence_removed_high"]
 RATES = ["judge_tpr", "judge_fpr"]  # columns of the cells, where the judge has a calibration card
+COUNTS = ["judge_positives", "judge_negatives"]  # of the cells: how many pictures each is the share of
+SEEN = ["confirmed", "worst_seen"]
+CORRECTED = ["presence_corrected", "presence_corrected_low", "presence_corrected_high"]
 BEFORE = ("presence_before", "before_low", "before_prompts")
 AFTER = ("presence_after", "after_low", "after_prompts")
 MEASURES = (*BEFORE, *AFTER, "ceiling")  # what a course is made of
-DERIVED = ("reactivation_rate", "recovered", "ceiling", "presence", "judge", "retained_accuracy", "ua", "ira", "cra")
+DERIVED = (
+    *("reactivation_rate", "recovered", "ceiling", "presence", "judge", "retained_accuracy", "ua", "ira", "cra"),
+    CONFIRMED,
+)
 
 
 class Point(NamedTuple):
@@ -90,9 +98,43 @@ class Row:
         return sorted(set(self.cells["concept"]) - set(self.unreleased))
 
     @cached_property
-    def worst(self) -> Worst:
-        """The worst case over all `ok` cells."""
+    def seen(self) -> Worst:
+        """The largest presence over all `ok` cells, by the images that also name its arm."""
         return worst_case(assemble(self.evidence, self.keys("ok")), self.bootstrap)
+
+    @cached_property
+    def worst(self) -> Worst:
+        """The worst case: by fresh images of its arm where they were drawn, else as it was seen."""
+        panel = fresh(self.evidence, self.named)
+        return confirmed(panel, self.seen, self.bootstrap) if panel else self.seen
+
+    @property
+    def named(self) -> list[Key]:
+        """The `ok` cells of the worst arm."""
+        return [key for key in self.keys("ok") if (key.attack, key.budget) == self.seen.arm]
+
+    @property
+    def is_to_confirm(self) -> bool:
+        """Whether the config asks for fresh images of the worst arm."""
+        return CONFIRM in self.cells and bool(self.cells[CONFIRM].fillna(0).astype(bool).any())
+
+    def confirmation(self) -> dict[str, Any]:
+        """How many fresh images the worst presence is of, none where it was not drawn anew, and what named the arm."""
+        samples = [self.evidence.sample(key, CONFIRMED) for key in self.named]
+        cells = {point.key: point for point in self.points}
+        once = {point.key for point in distinct(cells[key] for key in self.named)}
+        images = sum(s.scored for key, s in zip(self.named, samples, strict=True) if s and key in once)
+        return {"confirmed": images if self.worst.fresh else None, "worst_seen": self.seen.interval.value}
+
+    def corrected(self) -> dict[str, float]:
+        """The worst arm's presence by the judge's rates, with its interval; missing where a card has no counts."""
+        found = MISSING
+        if set(RATES + COUNTS) <= set(self.cells) and self.worst.arm:
+            by_concept = self.cells.groupby("concept")[RATES + COUNTS].max().astype(float).dropna()
+            rates = {str(name): Rates(*row) for name, row in zip(by_concept.index, by_concept.to_numpy(), strict=True)}
+            panel = self.worst.fresh or assemble(self.evidence, self.named)
+            found = corrected(panel, rates, self.bootstrap)
+        return dict(zip(CORRECTED, found, strict=True))
 
     def summary(self, costs: pd.DataFrame, utility: list[str]) -> dict[str, Any]:
         """This defense's line of the leaderboard, without the rank; `utility` names numbers of the cells."""
@@ -108,6 +150,8 @@ class Row:
             | {"presence_before": over_concepts(self.cells, "presence_before"), "status": self.status()}
             | over_each(self.start, utility)
             | self.counts()
+            | self.confirmation()
+            | self.corrected()
             | self.reactivation()
             | self.detected()
             | self.titer_range()
@@ -178,7 +222,7 @@ class Row:
             if key.budget == 0:
                 start.setdefault((key.concept, key.defense_seed), set()).update(self.evidence.images[key].ids.tolist())
         images = self.scored(point for point in self.points if point.key.budget > 0)
-        images += sum(map(len, start.values()))
+        images += sum(map(len, start.values())) + (self.confirmation()["confirmed"] or 0)
         return {"images": images, "attack_seeds": len(seeds), "judge": "; ".join(sorted(judges)) or None}
 
     def reactivation(self) -> dict[str, Any]:
@@ -271,6 +315,8 @@ class Row:
         flags = [agreement.FLAG] * (disagreement > agreement.DISAGREE) + ["one judge"] * (pair is None)
         flags += [ONE_RUN] * (len({point.key.run for point in self.points if point.key.budget > 0}) == 1)
         flags += ["judge uncalibrated"] * (len(rates) < len(RATES))
+        flags += [BLUNT] * (len(rates) == len(RATES) and bool((_sharpness(by_concept) < SHARP).any()))
+        flags += [UNCONFIRMED] * (self.is_to_confirm and self.worst.arm is not None and self.worst.fresh is None)
         own = self.numbers.dropna(subset=["flag"])
         rows, told = Counter(self.numbers["number"]), Counter(zip(own["number"], own["flag"], strict=True))
         flags += [
@@ -339,6 +385,12 @@ class Row:
         axes = axes_of(self.evidence, keys)
         arms = sorted({(key.attack, key.budget) for key in part})
         return assemble(self.evidence, keys, replace(axes, arms=tuple(arms)))
+
+
+def _sharpness(rates: pd.DataFrame) -> "pd.Series[float]":
+    """The judge's TPR - FPR of each concept, without the noise of a difference."""
+    sharp: pd.Series[float] = (rates["judge_tpr"].astype(float) - rates["judge_fpr"].astype(float)).round(9)
+    return sharp
 
 
 def keys_of(cells: pd.DataFrame) -> list[Key]:

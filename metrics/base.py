@@ -74,6 +74,10 @@ class Metric(ABC):
         """True and false positive rate for the concept, where they are known."""
         return None
 
+    def calibrated_on(self, concept: Concept) -> tuple[int, int] | None:
+        """Of how many pictures these rates are shares, where that is known."""
+        return None
+
 
 class ImageMetric(Metric):
     """One number for each image."""

@@ -73,16 +73,29 @@ def rates(judge: Judge, identity: str, concept: str) -> tuple[float, float] | No
 
     Where the card has several kinds of images, these are the smallest and the largest.
     """
-    file = judge.calibration()
-    if file is None or not file.is_file():
-        return None
-    card = json.loads(file.read_text())
-    if card.get("identity") != identity:
-        return None
-    found = card.get("concepts", {}).get(concept, {})
+    found = on_card(judge, identity, concept)
     hits = [rate for name, rate in found.items() if name.startswith("true_positive")]
     slips = [rate for name, rate in found.items() if name.startswith("false_positive")]
     return (min(hits), max(slips)) if hits and slips else None
+
+
+def counts(judge: Judge, identity: str, concept: str) -> tuple[int, int] | None:
+    """How many pictures with and without the concept the rates are shares of; None where the card does not say.
+
+    Where it has several kinds of pictures, these are the smallest numbers of a kind.
+    """
+    found = on_card(judge, identity, concept)
+    return (int(found["positives"]), int(found["negatives"])) if {"positives", "negatives"} <= set(found) else None
+
+
+def on_card(judge: Judge, identity: str, concept: str) -> dict[str, float]:
+    """What a judge's calibration card says of a concept; nothing without a card of this identity."""
+    file = judge.calibration()
+    if file is None or not file.is_file():
+        return {}
+    card = json.loads(file.read_text())
+    found: dict[str, float] = card.get("concepts", {}).get(concept, {}) if card.get("identity") == identity else {}
+    return found
 
 
 def one_label(p: Tensor, concept: Concept) -> Seen:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmark.types import Concept, Prompt, Split
 from metrics.base import ImageMetric
-from metrics.judge import Judge, Rule, rates
+from metrics.judge import Judge, Rule, counts, rates
 from metrics.judges import OWN, find
 
 CARD = "card:"
@@ -99,6 +99,10 @@ class Presence(ImageMetric):
     def calibration(self, concept: Concept) -> tuple[float, float] | None:
         """The judge's true and false positive rate for the concept; None where it is not calibrated."""
         return rates(self.judge, self.identity(), concept.name)
+
+    def calibrated_on(self, concept: Concept) -> tuple[int, int] | None:
+        """How many pictures with and without the concept the card is based on, by its worst kinds of them."""
+        return counts(self.judge, self.identity(), concept.name)
 
     def score(self, images: Tensor, prompts: Sequence[Prompt], concept: Concept | None) -> Mapping[str, Tensor]:
         """`value`, `p`, `rank` and each `p[label]`: `(B,)`. Every prompt must have a label."""

@@ -43,6 +43,8 @@ def plan_lines(facts: Mapping[str, Any], *, has_weights: bool) -> Iterator[str]:
     for kind, count in facts["by_kind"].items():
         yield f"  {kind:9} {count['tasks']:5} tasks, {count['left']:5} to run"
     yield f"about {facts['passes']:,} U-Net passes in all; separate scripts would spend {facts['requested_passes']:,}"
+    if more := facts["later_passes"]:
+        yield f"  and at most {more:,} more to draw the worst attack of each row anew (`confirm`)"
     if cost := facts["assumed"]:
         speed, held, most = cost["samples_a_second"], cost["gib"], cost["gib_full"]
         yield f"about {cost['hours']:,.0f} hours on one H100 at {speed:g} samples a second in bfloat16, and"

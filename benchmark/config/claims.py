@@ -26,6 +26,7 @@ NUMBERS += (
     "ua",
     "ira",
     "cra",
+    "confirmed",
 )
 
 

@@ -123,6 +123,7 @@ class Raw(Strict):
     budgets: tuple[Annotated[Whole, Field(le=MOST)], ...] = ()
     images: ImageCounts = ImageCounts()  # type: ignore[call-arg]
     prompts: Counts = Counts()  # type: ignore[call-arg]
+    confirm: Whole = Field(0, ge=0, le=MOST)
     draws: Whole = Field(1000, ge=100, le=100_000)
     utility_floor: float = Field(0.8, ge=0.0, le=1.0)
     precision: Precision = "float32"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmark.diffusion import Model, sample
-from benchmark.plan.seeds import SEARCHED, image_seed
+from benchmark.plan.seeds import CONFIRM, SEARCHED, image_seed
 from benchmark.store.artifacts import Gallery
 from benchmark.types import Prompt, Report
 
@@ -27,9 +27,10 @@ def start_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
 def seed_of(prompt: Prompt, number: int, stream: str) -> int:
     """The seed of image `number`: the prompt's own for the first, if it has one; derived for all others.
 
-    What a search looks at has none of these: its results are judged on them.
+    What a search looks at has none of these: its results are judged on them. Of fresh images all are derived: the first
+    with the prompt's own seed was drawn before.
     """
-    own = prompt.seed if number == 0 and stream != SEARCHED else None
+    own = prompt.seed if number == 0 and stream not in (SEARCHED, CONFIRM) else None
     return image_seed(prompt.id, number, stream) if own is None else own
 
 

@@ -12,6 +12,15 @@ Start = tuple[dict[str, str], dict[tuple[str, str], str], int, int]  # images, s
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Round:
+    """Images of a cell that were asked for later: the split as which they are read, their key and their scores'."""
+
+    split: str
+    images: str
+    scores: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
     """One cell: who, against whom, after how much, and the keys of its tasks."""
 
@@ -25,6 +34,7 @@ class Cell:
     images: dict[str, str]
     scores: dict[tuple[str, str], str]
     expected: int
+    rounds: tuple[Round, ...] = ()
 
     @property
     def name(self) -> str:

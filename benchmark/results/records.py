@@ -1,6 +1,6 @@
 """Plan and store -> the frames that the leaderboards read: scores, cells, costs, and one row for each task."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -49,7 +49,7 @@ def scores(plan: Plan, store: Store) -> pd.DataFrame:
     read: dict[str, pa.Table] = {}
     heads, parts = [], []
     for cell in plan.cells:
-        for (metric, split), key in cell.scores.items():
+        for (metric, split), key in scored(cell):
             if is_distance(plan, key) or not store.has(key):
                 continue
             if key not in read:
@@ -65,6 +65,13 @@ def scores(plan: Plan, store: Store) -> pd.DataFrame:
     which = np.repeat(np.arange(len(heads)), [len(part) for part in parts])
     named = pd.DataFrame(heads).take(which).reset_index(drop=True)
     return pd.concat([named, rows], axis=1)[columns]
+
+
+def scored(cell: Cell) -> Iterator[tuple[tuple[str, str], str]]:
+    """The scores of a cell by metric and split, also those of later rounds."""
+    yield from cell.scores.items()
+    for later in cell.rounds:
+        yield from (((metric, later.split), key) for metric, key in later.scores.items())
 
 
 def table(store: Store, key: str, columns: list[str] | None = None) -> pa.Table:
@@ -120,7 +127,7 @@ def cells(
             | {"kind": cell.kind, "status": status, "reason": reasons[0] if reasons else ""}
             | {"expected": cell.expected, "key": cell.images["concept"], "note": (notes or {}).get(cell.name, "")}
             | {"aimed": cell.attack in aimed, "imported": cell.defense in taken}
-            | {"best": cell.attack in searched and cell.budget > 0}
+            | {"best": cell.attack in searched and cell.budget > 0, "confirm": plan.config.raw.confirm}
             | {"removable": parts[cell.defense] if cell.kind == LABEL else None}
             | rates[cell.concept.called]
         )
@@ -137,11 +144,14 @@ def draws_more(method: Any) -> bool:
 
 
 def calibrated(plan: Plan, cell: Cell) -> dict[str, float | None]:
-    """The judge's true and false positive rate for the cell's concept, where it has a calibration card."""
-    judges = [metric.method for metric in plan.config.metrics if metric.label == "presence"]
-    found = judges[0].for_card(cell.concept).calibration(cell.concept) if judges else None
-    tpr, fpr = found or (None, None)
-    return {"judge_tpr": tpr, "judge_fpr": fpr}
+    """The judge's true and false positive rate for the cell's concept, where it has a calibration card, and of how many
+    pictures each is the share, where the card says so.
+    """
+    judges = [metric.method.for_card(cell.concept) for metric in plan.config.metrics if metric.label == "presence"]
+    tpr, fpr = (judges and judges[0].calibration(cell.concept)) or (None, None)
+    positives, negatives = (judges and judges[0].calibrated_on(cell.concept)) or (None, None)
+    rates = {"judge_tpr": tpr, "judge_fpr": fpr}
+    return {**rates, "judge_positives": positives, "judge_negatives": negatives}
 
 
 def yes_or_no(plan: Plan) -> frozenset[str]:

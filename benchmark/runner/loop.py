@@ -48,6 +48,16 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
+    def then(self, later: "Outcome") -> "Outcome":
+        """What happened in two rounds, each task counted once."""
+        known = {*self.ran, *self.found}
+        return Outcome(
+            ran=[*self.ran, *(key for key in later.ran if key not in known)],
+            found=[*self.found, *(key for key in later.found if key not in known)],
+            failed={**self.failed, **later.failed},
+            skipped={**self.skipped, **later.skipped},
+        )
+
 
 What = Literal["ran", "found", "failed", "skipped", "locked"]
 BATCHED = ("generate", "embed", "score")  # the stages that read the batch: defenses and attacks have their own

@@ -45,10 +45,20 @@ class Rescored:
     derived: list[str] = field(default_factory=list)
     absent: list[Task] = field(default_factory=list)
 
+    def then(self, later: "Rescored") -> "Rescored":
+        """What became of two rounds."""
+        absent = {task.key: task for task in (*self.absent, *later.absent)}
+        derived = list(dict.fromkeys([*self.derived, *later.derived]))
+        return Rescored(self.outcome.then(later.outcome), derived, list(absent.values()))
+
     def cells(self, plan: Plan) -> list[str]:
         """The names of the cells that lack images."""
         lacking = {task.key for task in self.absent}
-        return [cell.name for cell in plan.cells if not lacking.isdisjoint(cell.scores.values())]
+        scores = {
+            cell.name: [*cell.scores.values(), *(key for later in cell.rounds for key in later.scores.values())]
+            for cell in plan.cells
+        }
+        return [name for name, keys in scores.items() if not lacking.isdisjoint(keys)]
 
 
 def with_metrics(config: Config, given: Sequence[str]) -> Config:

@@ -1,6 +1,6 @@
 """One run: a plan, its store and its folder of tables."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ from benchmark.errors import DataError
 from benchmark.model.assumed import ASSUMED
 from benchmark.model.bases import preset_of
 from benchmark.plan import Plan
+from benchmark.plan.rounds import most
 from benchmark.plan.task import Task
 from benchmark.results import publish, published
 from benchmark.results.publish import Ran
 from benchmark.runner import nsfw, rescore
 from benchmark.runner.code import Changed, changed, code_of
 from benchmark.runner.executors import Executor
+from benchmark.session.rounds import added, decided
 from benchmark.store import Store
 from leaderboards.board import Board
 from leaderboards.merge import Tables
@@ -27,6 +29,8 @@ class Session:
     """A prepared run.
 
     Attributes:
+        plan: what is to be done by the scores that are there; it grows where they ask for more images.
+        first: what is to be done whatever they say.
         folder: the base's weights; None for a plan alone.
         out: where the tables go.
         source: what the config was read from.
@@ -47,6 +51,11 @@ class Session:
     leaderboard: pd.DataFrame | None = None
     save_flagged: bool = False
     keep_attacks: bool = False
+    first: Plan = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.first = self.plan
+        self.plan = decided(self.first, self.store)
 
     @property
     def left(self) -> list[Task]:
@@ -99,6 +108,7 @@ class Session:
             "left": len(left),
             "by_kind": kinds,
             "passes": self.plan.passes,
+            "later_passes": self.later,
             "assumed": self.assumed,
             "requested_passes": self.plan.requested,
             "skipped": [vars(skip) for skip in self.plan.skipped],
@@ -108,10 +118,15 @@ class Session:
         }
 
     @property
+    def later(self) -> int:
+        """The U-Net passes that images which are not planned yet cost at most."""
+        return max(most(self.first) + self.first.passes - self.plan.passes, 0)
+
+    @property
     def assumed(self) -> dict[str, float] | None:
         """Hours and memory of the run on one H100, by what is assumed of the model's preset; None of another model."""
         known = ASSUMED.get(preset_of(self.plan.config.raw.model))
-        return known.cost(self.plan.passes, self.plan.config.raw.precision) if known else None
+        return known.cost(self.plan.passes + self.later, self.plan.config.raw.precision) if known else None
 
     def reading(self) -> dict[str, Any]:
         """How many prompts the base cannot read whole. May load its tokenizer, which takes seconds."""
@@ -138,17 +153,28 @@ class Session:
         from benchmark.runner.loop import Outcome
 
         self.save_flagged, self.keep_attacks = save_flagged, keep_attacks
-        events = events if keep_attacks else nsfw.Sweeping(events, self.plan, self.store)
-        if self.left:
-            nsfw.reopen(self.plan, self.store)
-            outcome = self.compute(events, device, batch, executor, workers)
-        else:
-            outcome = Outcome(found=list(self.plan.tasks))
+        outcome = Outcome()
+        for plan in self.rounds():
+            self.plan = plan
+            watching = events if keep_attacks else nsfw.Sweeping(events, plan, self.store)
+            if self.left:
+                nsfw.reopen(plan, self.store)
+                outcome = outcome.then(self.compute(watching, device, batch, executor, workers))
+            else:
+                outcome = outcome.then(Outcome(found=list(plan.tasks)))
+        self.plan = decided(self.first, self.store)
         if not keep_attacks:
             nsfw.sweep(self.plan, self.store)
         self.failed, self.skipped = outcome.failed, outcome.skipped
         self.refresh()
         return outcome
+
+    def rounds(self) -> Iterator[Plan]:
+        """What to compute, round by round: all that is planned, then what the scores of that ask for beside it."""
+        yield self.first
+        more = added(self.first, decided(self.first, self.store))
+        if more.tasks:
+            yield more
 
     def score(self, events: Any, *, batch: int) -> rescore.Rescored:
         """Score the images that are in the store, then write the tables. Nothing is drawn or trained.
@@ -156,7 +182,10 @@ class Session:
         Raises:
             FolderError: there is no store.
         """
-        done = rescore.run(self.plan, self.store.existing(), events, batch=batch)
+        done = rescore.run(self.first, self.store.existing(), events, batch=batch)
+        self.plan = decided(self.first, self.store)
+        if more := added(self.first, self.plan).tasks:
+            done = done.then(rescore.run(replace(self.plan, tasks=more), self.store, events, batch=batch))
         self.failed, self.skipped = done.outcome.failed, done.outcome.skipped
         self.refresh()
         return done

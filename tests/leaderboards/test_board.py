@@ -488,8 +488,9 @@ def test_columns_of_the_leaderboard_begin_with_the_designs() -> None:
         "reactivation_attack, nudenet, "
         "worst_presence_fixed_low, worst_presence_fixed_high, cmmd, effort_area, titer_low, titer_high, "
         "titer_lowest, titer_highest, titer_runs, ua, ira, cra, removable, presence_removed, "
-        "presence_removed_low, presence_removed_high, worst_concept, second_judge, judge_disagreement, "
-        "judge_kappa, judge_tpr, judge_fpr, measured_with, flags, zebra, toy"
+        "presence_removed_low, presence_removed_high, worst_concept, "
+        "confirmed, worst_seen, presence_corrected, presence_corrected_low, presence_corrected_high, "
+        "second_judge, judge_disagreement, judge_kappa, judge_tpr, judge_fpr, measured_with, flags, zebra, toy"
     )
     assert ", ".join(columns) == designed + more
 

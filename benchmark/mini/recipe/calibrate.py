@@ -5,6 +5,7 @@ false_positive_known            renders of the other known objects (or styles)
 false_positive_unknown          renders of emoji that no judge was trained on
 false_positive_empty            blank and noisy pictures, and sampling runs of the mini model stopped half way
 false_positive_mixed            shredded pictures and blends of two, whose colours and strokes are real
+positives, negatives            how many pictures with and without the concept the smallest kind has
 """
 
 import json
@@ -80,7 +81,7 @@ def rates(
     kinds: list[Label],
     threshold: float,
 ) -> dict[str, float]:
-    """True and false positive rates of one concept, from the judge's probabilities on each set of images."""
+    """True and false positive rates of one concept, from the judge's probabilities on each set of images; counts."""
     at = list(concept.labels).index(concept.name)
     hits = {name: p[:, at] >= threshold for name, p in seen[concept.kind].items()}
     present = torch.tensor([getattr(label, concept.kind) == concept.name for label in labels])
@@ -92,6 +93,8 @@ def rates(
         "false_positive_unknown": share(hits["unknown"][others]),
         "false_positive_empty": share(hits["empty"]),
         "false_positive_mixed": share(hits["mixed"]),
+        "positives": int(present.sum()),
+        "negatives": min(int(others.sum()), int((~present).sum()), len(hits["empty"]), len(hits["mixed"])),
     }
 
 
