@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Split = Literal["concept", "retained", "cross", "safe", "attacker", "defender", "prior", "benign"]
 Scenario = Literal["relearn", "personalize"]
+EMBEDDED = ("mini", "mini-flow")  # the names of the models that are in the package
 Precision = Literal["float32", "bfloat16", "float16"]
 Solver = Literal["ddim", "pndm", "lms", "euler", "dpmpp"]  # of images that are drawn
 Requirement = Literal["words", "readers", "schedule", "u-old", "joint", "apart", "null"]

@@ -36,14 +36,13 @@ from benchmark.errors import ConfigError, DataError, clipped, shown, unknown
 from benchmark.given.files import is_file
 from benchmark.given.values import load_yaml
 from benchmark.given.words import Label, Phrase, filled
-from benchmark.mini import FOLDER, PIPELINES
-from benchmark.types import Concept, Picture, Prompt, Split
+from benchmark.types import EMBEDDED, Concept, Picture, Prompt, Split
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # The cards that ship: `mini` has emoji for the embedded model, `real` what Stable Diffusion draws.
-FOLDERS = {"mini": FOLDER / "concepts", "real": Path(__file__).parent / "concepts"}
+FOLDERS = {"mini": Path(__file__).parents[1] / "mini" / "concepts", "real": Path(__file__).parent / "concepts"}
 LARGEST = 100_000  # prompts of one text
 T = TypeVar("T")
 
@@ -105,7 +104,7 @@ def find(source: str, model: str) -> Path:
     A name that both folders have is the emoji for the embedded models, and the real thing for any other.
     """
     folder, _, name = source.rpartition("/")
-    order = ("mini", "real") if model in PIPELINES else ("real", "mini")
+    order = ("mini", "real") if model in EMBEDDED else ("real", "mini")
     places = [FOLDERS[place] / f"{name}.yaml" for place in order if folder in ("", place)]
     return next((file for file in places if is_file(file)), Path(source))
 

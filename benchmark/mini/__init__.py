@@ -5,6 +5,8 @@ In: nothing. Out: `WEIGHTS`, the folder of the pipelines, of the judges and of t
 
 from pathlib import Path
 
+from benchmark.types import EMBEDDED
+
 FOLDER = Path(__file__).parent
 WEIGHTS = FOLDER / "weights"
-PIPELINES = {"mini": WEIGHTS / "pipeline", "mini-flow": WEIGHTS / "flow"}
+PIPELINES = dict(zip(EMBEDDED, (WEIGHTS / "pipeline", WEIGHTS / "flow"), strict=True))

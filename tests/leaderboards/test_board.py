@@ -21,7 +21,7 @@ NUMBERS = {"presence_before", "presence_after", "ceiling", "reactivation_rate", 
 BUDGETS = {"none": (0,), "lora": (0, 10, 50), "inversion": (0, 100)}
 KINDS = {"none": "none", "lora": "weights", "inversion": "prompts"}
 PROMPTS, IMAGES = 6, 5
-TABLES = [table.name for table in fields(Board)]
+TABLES = [table.name for table in fields(Board) if table.name != "orders"]  # which is of several models
 FILES = sorted([*(f"{name}.csv" for name in TABLES), "board.md", "cells.parquet"])
 Rate = Callable[[str, int], float]  # (attack, budget) -> presence on the concept prompts
 

@@ -20,6 +20,7 @@ from benchmark.cli import app
 from benchmark.config import config
 from benchmark.diffusion import Model, denoising_loss, difference, sample
 from benchmark.errors import ConfigError, DataError
+from benchmark.mini import PIPELINES
 from benchmark.model import bases as models
 from benchmark.model import load
 from benchmark.model.bases import Found, fingerprint, locate
@@ -447,7 +448,7 @@ def test_a_pinned_model_can_be_written_as_a_mapping(tmp_path: Path) -> None:
 def test_a_revision_overrides_a_presets_and_no_folder_has_one(tiny_folder: Path) -> None:
     assert models.parse("sd14@other") == ("CompVis/stable-diffusion-v1-4", "other")
     assert models.parse("some/model") == ("some/model", None)
-    for name in set(models.PRESETS) - {"mini"}:
+    for name in set(models.PRESETS) - set(PIPELINES):
         assert len(models.parse(name)[1] or "") == 40, name
     with pytest.raises(DataError, match="expected no revision of the folder"):
         models.parse(f"{tiny_folder}@v1")

@@ -224,7 +224,6 @@ PROCESS = """
 import ctypes, signal, sys, time
 from benchmark.cli.run import give_up
 from benchmark.runner import limits
-from benchmark.runner.executors import local
 from benchmark.runner.isolation import interrupts
 limits.GRACE = 0.2
 def stuck(library):  # that of tests.misbehaving, which would have torch imported
