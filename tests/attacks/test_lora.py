@@ -60,6 +60,7 @@ def test_only_attention_moves(model: Model, concept: Concept, examples: Examples
     assert all(name.rpartition(".")[0].endswith(("to_q", "to_k", "to_v", "to_out.0")) for name in moved)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(model: Model, concept: Concept, examples: Examples) -> None:
     losses: list[float] = []
 

@@ -457,6 +457,7 @@ def cosines(model: Model, card: Concept, prompts: tuple[str, ...]) -> Tensor:
     return torch.cosine_similarity(meaning(model, prompts), target)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", [PEZ(tokens=4, lr=0.02, transfer=True), MMAText(tokens=4, batch=32, transfer=True)], ids=named
 )

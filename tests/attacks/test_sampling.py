@@ -164,6 +164,7 @@ def test_budgets_are_the_attacks_own(method: SamplingAttack) -> None:
     assert method.uses_base
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unet", "flow"])
 def test_inverted_noise_leads_back_to_the_picture(name: str) -> None:
     """Of a base, on another model: the more fixed-point steps, the nearer, and at last the picture itself."""

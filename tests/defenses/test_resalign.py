@@ -118,6 +118,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Delta, list[Con
     return run
 
 
+@pytest.mark.slow
 def test_the_passes_are_those_of_the_attacks_drawn(
     model: Model, concept: Concept, examples: Examples, made: Any
 ) -> None:

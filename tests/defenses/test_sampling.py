@@ -61,6 +61,7 @@ def moved(model: Model, z: Tensor, eps: Tensor, t: int, to: int) -> Tensor:
     return then.sqrt() * x_0 + (1 - then).sqrt() * eps
 
 
+@pytest.mark.slow
 def test_compvis_leaves_out_the_first_step_and_goes_two_too_far(double: Model) -> None:
     """Its loop: down the grid without the last entry, until the number of those left is k."""
     predict, seen = guided(double), set()

@@ -41,6 +41,7 @@ def gamma(model: Model, said: list[str], **fields: object) -> list[float]:
     return gate.read(model, said)[:, -1, 0].tolist()
 
 
+@pytest.mark.slow
 def test_it_keeps_the_contract() -> None:
     check_defense(SPMGate, {"steps": 2, "ddim_steps": 2})
 
