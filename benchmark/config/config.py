@@ -20,9 +20,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from benchmark.config.claims import ClaimText, check_forms, check_names
-from benchmark.config.entries import SEARCH, Entry, Space, adapter, entries, entry, explain, labels_of
+from benchmark.config.entries import SEARCH, Entry, adapter, entries, entry, explain, labels_of
 from benchmark.config.imported import USE
 from benchmark.config.registry import FOLDERS, PluginKind, find, names
+from benchmark.config.space import Space
 from benchmark.errors import ConfigError, PluginError, shown, unknown
 from benchmark.given.files import is_file, is_folder
 from benchmark.given.values import load_yaml

@@ -12,18 +12,17 @@ attacks:  {use: p4d, budgets: [100, 3000]}         its own grid, in place of the
 import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
 from functools import cache, cached_property
-from itertools import product
-from math import prod
 from typing import Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from benchmark.config import bounds, imported
 from benchmark.config.registry import PluginKind, find, names
+from benchmark.config.space import Space, points
 from benchmark.errors import ConfigError, clipped, shown, unknown
 from benchmark.given import words
 
-SEARCH, LARGEST = "search:", 64
+SEARCH = "search:"
 PARTS = 8  # defenses on top of each other
 
 
@@ -91,24 +90,6 @@ class Entry:
         """As what the tables count an attack: what it changes, or, where it stands apart, how."""
         apart = {part.method.stands for part in self.chain} - {"attack"}
         return min(apart, default=self.changes)  # `beside` comes before `edit`
-
-
-class Range(BaseModel):
-    """A range to search, for a field that is a number."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    low: float = Field(allow_inf_nan=False)
-    high: float = Field(allow_inf_nan=False)
-    log: bool = False
-
-
-class Space(BaseModel):
-    """How a tuned attack searches: every combination of the listed values, or `trials` points of the ranges."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    develop: str
-    grid: dict[str, Range | list[Any]] = Field(min_length=1)
-    trials: int = Field(0, ge=0, le=LARGEST)
 
 
 def labels_of(listed: tuple[Entry, ...]) -> list[str]:
@@ -227,46 +208,6 @@ def tuned(given: dict[str, Any]) -> Entry:
     )
     label = label_of("attack", given, given["use"])
     return dataclasses.replace(template, label=label, use=use, trials=trials, develop=space.develop)
-
-
-def points(space: Space) -> list[dict[str, Any]]:
-    """The settings to try: all combinations, or, with a range among them, a Halton sequence over the space.
-
-    Raises:
-        ConfigError: there are too many combinations, an empty list or range, or a range and no number of trials.
-    """
-    ranges = {name: value for name, value in space.grid.items() if isinstance(value, Range)}
-    lists = {name: value for name, value in space.grid.items() if isinstance(value, list)}
-    for name, value in space.grid.items():
-        if value == [] or (isinstance(value, Range) and not (value.high > value.low > (0 if value.log else -1e308))):
-            raise ConfigError(
-                f"expected values to try for {shown(name)}, got {shown(value)}: give a list, or low < high."
-            )
-    count = prod(map(len, lists.values()))
-    if count > LARGEST or (space.trials and not ranges):
-        raise ConfigError(
-            f"expected a grid of at most {LARGEST} settings and no `trials:`, got {count:,}: "
-            "every one is tried. Give ranges {low, high, log} and `trials:` for a larger space."
-        )
-    combinations = [dict(zip(lists, chosen, strict=True)) for chosen in product(*lists.values())]
-    if not ranges:
-        return combinations
-    if not space.trials:
-        raise ConfigError(f"expected `trials:` with the range of {min(ranges)!r}, got none: say how many to try.")
-    from scipy.stats import qmc  # evenly spread, and the same for every prefix of the trials
-
-    unit = qmc.Halton(len(ranges), scramble=False).random(space.trials + 1)[1:]
-    found = []
-    for number, place in enumerate(unit.tolist()):
-        point = {name: within(ranges[name], x) for name, x in zip(ranges, place, strict=True)}
-        found.append({**combinations[number % len(combinations)], **point})
-    return found
-
-
-def within(range_: Range, x: float) -> float:
-    """The point of a range at x in [0, 1], to four digits."""
-    found = range_.low * (range_.high / range_.low) ** x if range_.log else range_.low + x * (range_.high - range_.low)
-    return float(f"{found:.4g}")
 
 
 def plain(kind: PluginKind, given: dict[str, Any]) -> Entry:
