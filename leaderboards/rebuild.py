@@ -58,7 +58,10 @@ def rebuild(
     old = leaderboard.set_index(PLACED).reindex(rows.index)
     rows[KEPT] = old[KEPT]
     again = rows["flags"].fillna("").str.contains(ONE_RUN)
-    rows["flags"] = [f"{flags}; {ONE_RUN}" if more else flags for flags, more in zip(old["flags"], again, strict=True)]
+    told = zip(old["flags"].fillna(""), again, strict=True)
+    rows["flags"] = [
+        "; ".join(filter(None, (flags, ONE_RUN * (more and ONE_RUN not in flags)))) for flags, more in told
+    ]
     found = rows.reset_index()[list(made.leaderboard.columns)]
     return Board(
         cells=cells,

@@ -29,6 +29,19 @@ def test_the_tables_are_made_again_from_the_cells() -> None:
     assert new["ci_high"].tolist() == pytest.approx(old["ci_high"].tolist(), abs=0.15)
 
 
+@pytest.mark.parametrize("before", [float("nan"), "", "one judge", "one judge; one attack run"])
+def test_a_flag_is_added_once_and_to_nothing_else(before: float | str) -> None:
+    """An empty field of a CSV is read as no number."""
+    scores, cells, costs = noisy("esd")
+    board = build(scores, cells, costs, draws=60)
+    old = board.leaderboard.assign(flags=before)
+
+    flags = set(rebuild(board.cells, old, board.variance, kinds=KINDS, draws=60).leaderboard["flags"])
+
+    told = ["one judge"] if isinstance(before, str) and before else []
+    assert flags == {"; ".join([*told, "one attack run"])}
+
+
 def test_an_attack_without_a_kind_is_refused() -> None:
     scores, cells, costs = noisy("esd")
     board = build(scores, cells, costs, draws=60)
